@@ -1,0 +1,98 @@
+"""Checkpoints that are whole or absent: one safetensors file each, written under another name, flushed and renamed.
+
+    tensors    parameter/NAME, and the optimiser's mean/NAME, square/NAME, master/NAME, steps
+    metadata   {"harkd": JSON of the facts (step, epoch, best validation loss, run, torch version),
+                "crc32": JSON of a checksum per tensor and one of the facts}
+
+Tensors and facts are one file, so no kill can separate them. There is no state of random generators because there are no generators: the
+order of examples is a function of (seed, epoch) and nothing else in training is random, so the step alone is the cursor.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from harkd.distill.optimiser import AdamW
+from harkd.errors import UserError
+from harkd.files import replacing
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read: its file, its tensors and its facts."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+    def restore(self, parameters: Mapping[str, nn.Parameter], optimiser: AdamW | None = None) -> None:
+        """Copy the parameters, and the optimiser's state, into place. UserError where they belong to another model."""
+        state = {name: tensor for name, tensor in self.tensors.items() if not name.startswith("parameter/")}
+        try:
+            stored = {name: self.tensors[f"parameter/{name}"] for name in parameters}
+            if len(stored) + len(state) != len(self.tensors) or any(stored[n].shape != p.shape for n, p in parameters.items()):
+                raise ValueError("other parameters")
+            if optimiser is not None:
+                optimiser.load_state_dict(state)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"the checkpoint {self.path} belongs to another model: train into another folder ({error})") from None
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(stored[name])
+
+
+def save(folder: Path, name: str, parameters: Mapping[str, nn.Parameter], optimiser: AdamW, facts: Mapping[str, Any]) -> Path:
+    """Write `folder`/NAME.safetensors in place of the one before, which stays whole until then."""
+    tensors = {f"parameter/{key}": parameter for key, parameter in parameters.items()} | optimiser.state_dict()
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    text = json.dumps(dict(facts))
+    path = _path(folder, name)
+    with replacing(path) as file:
+        save_file(tensors, file.name, metadata={"harkd": text, "crc32": json.dumps(_checksums(tensors, text))})
+    return path
+
+
+def load(folder: Path, name: str) -> Checkpoint | None:
+    """Read `folder`/NAME.safetensors, None if there is none. Raises UserError naming the file where it is damaged."""
+    path = _path(folder, name)
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+            metadata = file.metadata() or {}
+        facts, checksums = json.loads(metadata["harkd"]), json.loads(metadata["crc32"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"the checkpoint {path} is damaged ({error}): remove it to train from the start") from None
+    if checksums != _checksums(tensors, metadata["harkd"]):
+        raise UserError(f"the checkpoint {path} is damaged (its bytes changed): remove it to train from the start")
+    return Checkpoint(path, tensors, facts)
+
+
+def clear_temporary(folder: Path) -> None:
+    """Remove what killed runs were writing when they ended."""
+    for path in folder.glob(".*.safetensors.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _path(folder: Path, name: str) -> Path:
+    return Path(folder) / f"{name}.safetensors"
+
+
+def _checksums(tensors: Mapping[str, Tensor], facts: str) -> dict[str, int]:
+    """CRC-32 of the facts, and of every tensor's bytes behind its type and shape."""
+    checksums = {"facts": zlib.crc32(facts.encode())}
+    for key, tensor in tensors.items():
+        kind = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        checksums[key] = zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()), kind)
+    return checksums

@@ -1,0 +1,216 @@
+"""Door 1: a teacher reads windows of sensor events, reasons, and names the activity behind each event; its answers are kept as traces.
+
+    python -m harkd.generate --model Qwen/Qwen3-32B --data marble:PATH --out runs/traces
+
+One trace per window and sample, appended as it is finished: a killed run goes on where it stopped. A teacher that does not fit here can run anywhere:
+`--export-prompts FILE` writes its prompts as an OpenAI-style batch, `--import-completions FILE` reads its answers back.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harkd.doors import Parser, RunFolder, add_model_arguments, add_sampling_arguments, checked_device, enter, sampling_of
+from harkd.homes.answer import ANSWER_FORM
+from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
+from harkd.homes.events import Window
+from harkd.homes.prompt import TEMPLATE_VERSION, prompt
+from harkd.recognition import first_windows, read_answer, request
+from harkd.sampling.sampler import Sampling, recommended
+
+FILES = ("traces.jsonl", "prompts.jsonl")
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """What to generate. `model` is a folder or hub id; `limit` counts windows."""
+
+    model: str
+    data: str
+    out: str
+    adapter: str | None = None
+    split: str = "train"
+    samples: int = 1
+    thinking: bool = True
+    rules: bool = True
+    limit: int | None = None
+    sampling: Sampling = recommended(thinking=True)
+    options: ReadOptions = ReadOptions()
+    dtype: str | None = None
+    import_completions: str | None = None
+
+
+def generate(settings: GenerateSettings, *, device: str | None = None, batch: int = 16, cache_tokens: int = 65536, overwrite: bool = False) -> dict[str, Any]:
+    """Write a trace for every window and sample into `settings.out`; continue what is there.
+
+    Returns counts: windows, traces, correct (agreement 1), malformed, tokens. Raises UserError for a mistake in the settings.
+    """
+    from tqdm import tqdm
+
+    from harkd.distill.traces import TraceWriter
+
+    dataset = read(settings.data, settings.options)
+    total = settings.samples * sum(1 for _ in first_windows(dataset, settings.split, settings.limit))
+    folder = RunFolder(settings.out, asdict(settings), overwrite, FILES)
+    if folder.result is not None:
+        return folder.result
+    counts: Counter[str] = Counter()
+    with TraceWriter(folder.path) as writer, tqdm(total=total, unit="trace", file=sys.stderr) as progress:
+        progress.update(len(writer.done))
+        work = _work(settings, dataset, writer.done)
+        answers = _imported(settings, work) if settings.import_completions else _generated(settings, work, device, batch, cache_tokens)
+        for window, answer in answers:
+            trace = _trace(settings, dataset, window, answer)
+            if (trace.window, trace.sample) not in writer.done:
+                writer.write(trace)
+                progress.update()
+                counts.update(trace.tokens)
+    result = _summary(settings, folder.path, total)
+    return folder.finish(result, {f"{name}_tokens": count for name, count in counts.items()})
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a teacher wrote for one window and sample, wherever it ran."""
+
+    sample: int
+    text: str
+    finish_reason: str
+    tokens: dict[str, int]
+
+
+def _work(settings: GenerateSettings, dataset: Dataset, done: set[tuple[str, int]]) -> Iterator[tuple[Window, int]]:
+    for window in first_windows(dataset, settings.split, settings.limit):
+        for sample in range(settings.samples):
+            if (window.id, sample) not in done:
+                yield window, sample
+
+
+def _generated(
+    settings: GenerateSettings, work: Iterable[tuple[Window, int]], device: str | None, batch: int, cache_tokens: int
+) -> Iterator[tuple[Window, _Written]]:
+    """Run the teacher here, many windows at a time."""
+    from harkd.qwen3.tokenizer import load_tokenizer
+    from harkd.qwen3.weights import load_model
+    from harkd.sampling.generator import Generator
+
+    tokenizer = load_tokenizer(settings.model)
+    model = load_model(settings.model, checked_device(device), settings.dtype, settings.adapter)
+    dataset = read(settings.data, settings.options)
+    windows: dict[str, Window] = {}  # those whose completions are on their way
+
+    def requests() -> Iterator[Any]:
+        for window, sample in work:
+            windows[window.id] = window
+            yield request(dataset.home(window.home), window, thinking=settings.thinking, sampling=settings.sampling, rules=settings.rules, sample=sample)
+
+    for done in Generator(model, tokenizer, batch, cache_tokens).generate(requests()):
+        tokens = {"prompt": done.prompt_tokens, "completion": len(done.ids)}
+        yield windows[done.request.window], _Written(done.request.sample, done.text, done.finish_reason, tokens)
+
+
+def _imported(settings: GenerateSettings, work: Iterable[tuple[Window, int]]) -> Iterator[tuple[Window, _Written]]:
+    """Read a teacher's answers from a file; windows that it does not answer are told."""
+    from harkd.distill.batch_file import read_completions
+
+    completions = read_completions(Path(settings.import_completions))
+    missing = 0
+    for window, sample in work:
+        found = completions.get((window.id, sample))
+        if found is None:
+            missing += 1
+        else:
+            yield window, _Written(sample, *found)
+    if missing:
+        print(f"{settings.import_completions} holds no answer to {missing} of the prompts", file=sys.stderr)
+
+
+def _trace(settings: GenerateSettings, dataset: Dataset, window: Window, written: _Written):
+    from harkd.distill.traces import Trace, agreement
+    from harkd.qwen3.template import split_completion
+
+    home = dataset.home(window.home)
+    answer = read_answer(written.text, written.finish_reason, window, home.label_names)
+    truth = [list(event.labels) for event in window.events]
+    reasoning, content = split_completion(written.text)
+    messages = [*prompt(home, window, rules=settings.rules), {"role": "assistant", "reasoning_content": reasoning, "content": content}]
+    return Trace(
+        data=settings.data, home=window.home, group=window.group, recording=window.recording, window=window.id, sample=written.sample,
+        labels=list(home.label_names), messages=messages, answer=list(answer.labels), causes=answer.causes, truth=truth,
+        agreement=agreement(answer.labels, truth), tokens=written.tokens, finish_reason=written.finish_reason, seed=settings.sampling.seed,
+        model=settings.model, thinking=settings.thinking, template=TEMPLATE_VERSION, answer_form=ANSWER_FORM,
+    )  # fmt: skip
+
+
+def _summary(settings: GenerateSettings, folder: Path, total: int) -> dict[str, Any]:
+    """Count what the folder holds, from the file itself: a continued run counts all of it."""
+    from harkd.distill.traces import read_traces
+
+    traces = correct = malformed = 0
+    causes: Counter[str] = Counter()
+    for trace in read_traces(folder):
+        traces += 1
+        correct += trace.agreement == 1
+        malformed += None in trace.answer
+        causes.update(trace.causes)
+    print(f"{traces} of {total} traces in {folder}: {correct} agree with the truth on every scored event, {malformed} leave an event without a label", file=sys.stderr)
+    return {"out": settings.out, "model": settings.model, "wanted": total, "traces": traces, "correct": correct, "malformed": malformed, "causes": dict(causes)}
+
+
+def export_prompts(settings: GenerateSettings, file: Path) -> dict[str, Any]:
+    """Write the prompts of all windows and samples as an OpenAI-style batch file."""
+    from harkd.distill.batch_file import write_prompts
+
+    dataset = read(settings.data, settings.options)
+    work = ((window, sample, prompt(dataset.home(window.home), window, rules=settings.rules)) for window, sample in _work(settings, dataset, set()))
+    count = write_prompts(file, work, settings.model, settings.thinking, settings.sampling)
+    return {"exported": count, "file": str(file)}
+
+
+def _parser() -> Parser:
+    parser = Parser("harkd.generate", "A teacher reasons about windows of sensor events; its answers are kept as traces.")
+    parser.add_argument("--model", help="the teacher: a folder in Hugging Face's layout or a hub id such as Qwen/Qwen3-32B")
+    parser.add_argument("--adapter", help="a LoRA adapter for it, in PEFT's layout")
+    parser.add_argument("--data", help="READER:PATH, for instance marble:PATH")
+    parser.add_argument("--split", default="train", help="train, validation, test or all")
+    parser.add_argument("--out", help="the run's folder")
+    parser.add_argument("--samples", type=int, default=1, help="answers per window")
+    parser.add_switch("--thinking", True, "reason before the answer")
+    parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
+    parser.add_argument("--limit", type=int, help="only the first so many windows")
+    parser.add_argument("--overwrite", action="store_true", help="start anew where --out holds a run")
+    parser.add_argument("--export-prompts", metavar="FILE", help="write the prompts as a batch file, and stop")
+    parser.add_argument("--import-completions", metavar="FILE", help="take the answers from a batch's output file")
+    add_data_arguments(parser)
+    add_model_arguments(parser)
+    add_sampling_arguments(parser)
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> dict[str, Any]:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    parser.demand(args, "model", "data", *([] if args.export_prompts else ["out"]))
+    parser.at_least_one(args, "samples", "limit", "batch")
+    settings = GenerateSettings(
+        model=args.model, adapter=args.adapter, data=args.data, out=args.out or "", split=args.split, samples=args.samples, thinking=args.thinking,
+        rules=args.rules, limit=args.limit, sampling=sampling_of(args, args.thinking), options=read_options(args), dtype=args.dtype,
+        import_completions=args.import_completions,
+    )  # fmt: skip
+    if args.export_prompts:
+        return export_prompts(settings, Path(args.export_prompts))
+    return generate(settings, device=args.device, batch=args.batch, cache_tokens=args.cache_tokens, overwrite=args.overwrite)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: 0, or 2 and one sentence for a user's mistake."""
+    return enter("harkd.generate", _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""How data are read: options that every door offers as flags. Those that concern one data set say so."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from harkd.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Each field but `window` has a flag of its name."""
+
+    transition: str = "ignore"  # MARBLE's TRANSITION: "ignore" leaves its events unscored, "label" offers it as an activity
+    utc_offset: float = 1.0  # hours of the local clock ahead of UTC, where a data set stores UTC
+    smartphone: bool = False  # MARBLE's phone events too
+    window: int = 10  # events per window
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.transition not in ("label", "ignore"):
+            raise UserError(f"--transition is label or ignore, not {self.transition!r}")
+        if not -24 < self.utc_offset < 24:
+            raise UserError(f"--utc-offset is a number of hours between -24 and 24, not {self.utc_offset}")
+        if self.window < 1:
+            raise UserError(f"a window holds at least one event, not {self.window}")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """--transition, --utc-offset, --smartphone and --split-seed."""
+    default = ReadOptions()
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--transition", choices=["label", "ignore"], default=default.transition, help="offer MARBLE's TRANSITION, or leave it unscored"
+    )
+    group.add_argument("--utc-offset", type=float, default=default.utc_offset, metavar="HOURS", help="local clock ahead of UTC")
+    group.add_argument("--smartphone", action="store_true", help="read MARBLE's phone events too")
+    group.add_argument("--split-seed", type=int, default=default.split_seed, help="which groups train, validate and test")
+
+
+def read_options(args: argparse.Namespace) -> ReadOptions:
+    return ReadOptions(transition=args.transition, utc_offset=args.utc_offset, smartphone=args.smartphone, split_seed=args.split_seed)

@@ -1,0 +1,13 @@
+"""The readers by name. A reader takes a folder and options and returns the homes and the recordings, whose events it reads on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from harkd.homes.events import Home, Recording
+from harkd.homes.options import ReadOptions
+from harkd.homes.readers import marble
+
+Reader = Callable[[Path, ReadOptions], tuple[tuple[Home, ...], tuple[Recording, ...]]]
+READERS: dict[str, Reader] = {"marble": marble.read}

@@ -1,0 +1,94 @@
+"""JSON lines that outlive a kill: one object a line, each written whole by one call, and there once its newline is.
+
+A kill can tear the last line alone. The writer cuts a torn line off when it opens the file, so that a continued run writes that record
+again; the reader passes over it.
+Text is escaped to ASCII: any text can be stored, lone surrogates too, and no character but the newline ends a line.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harkd.errors import UserError
+
+_BLOCK = 1 << 16
+
+
+class JsonLinesWriter:
+    """Appends objects to a file, which it makes where there is none.
+
+    `repaired` is the number of bytes of a torn last line that it cut off, 0 for none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.repaired = _cut_torn_line(self.path) if self.path.exists() else 0
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one object and wait until it is on the disk."""
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        size = os.fstat(self._file).st_size
+        if os.write(self._file, line) != len(line):  # a full disk: leave no torn line behind
+            os.ftruncate(self._file, size)
+            raise OSError(errno.ENOSPC, "no room for a whole record", str(self.path))
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+    def __enter__(self) -> JsonLinesWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _cut_torn_line(path: Path) -> int:
+    """Cut a file back to its last newline. Returns how many bytes went."""
+    with open(path, "rb+") as file:
+        size = keep = file.seek(0, os.SEEK_END)
+        while keep:
+            start = max(0, keep - _BLOCK)
+            file.seek(start)
+            newline = file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep < size:
+            file.truncate(keep)
+    return size - keep
+
+
+def read_json_lines(path: Path, counts: Counter[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The (line number from 1, object) of every line of a file, one after the other.
+
+    A torn last line is passed over, and counted in counts["torn"].
+    Raises UserError naming file and line where any other line is no JSON object.
+    """
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    if line.endswith(b"\n"):
+                        raise UserError(f"{path}, line {number} is not JSON ({error}): remove the line or restore the file") from None
+                    if counts is not None:
+                        counts["torn"] += 1
+                    return
+                if not isinstance(record, dict):
+                    raise UserError(f"{path}, line {number} holds no JSON object: remove the line or restore the file")
+                yield number, record
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None

@@ -1,0 +1,46 @@
+"""The cache of keys and values in pages of equal size, and who holds which page.
+
+Layer i keeps keys and values [pages, P, K, D]. A page belongs to one sequence or one shared prefix at a time; a table of pages says where a sequence's token i lies:
+page `table[i // P]`, place `i % P`. On a CPU the memory of a page is not touched, and so costs nothing, before the page is first used.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from harkd.kernels.attention import CacheLayer
+from harkd.qwen3.config import Qwen3Config
+
+
+class Cache:
+    """`pages` pages of `page_size` tokens for every layer of a model."""
+
+    def __init__(self, config: Qwen3Config, pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str) -> None:
+        shape = (pages, page_size, config.num_key_value_heads, config.head_dim)
+        self.page_size = page_size
+        self.layers = [
+            CacheLayer(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+            for _ in range(config.num_hidden_layers)
+        ]
+        self.free = [True] * pages
+
+    def allocate(self, tokens: int) -> list[int] | None:
+        """Pages for `tokens` tokens, or None where too few are free. Pages one behind the other are preferred: they can be read without a copy."""
+        need = -(-tokens // self.page_size)
+        free = [page for page, is_free in enumerate(self.free) if is_free]
+        if len(free) < need:
+            return None
+        runs = (free[i : i + need] for i in range(len(free) - need + 1) if free[i + need - 1] - free[i] == need - 1)
+        pages = next(runs, free[:need])
+        for page in pages:
+            self.free[page] = False
+        return pages
+
+    def release(self, pages: list[int]) -> None:
+        """Give pages back."""
+        for page in pages:
+            self.free[page] = True
+
+    def slot(self, table: list[int], index: int) -> int:
+        """Where token `index` of a sequence lies among all places of the cache."""
+        return table[index // self.page_size] * self.page_size + index % self.page_size

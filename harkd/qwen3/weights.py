@@ -1,0 +1,211 @@
+"""Weights from safetensors files into a model, strictly and without a second copy; and a model back into a Hugging Face folder.
+
+A safetensors file is: 8 bytes, the length N of the header (little endian); N bytes of JSON, {name: {dtype, shape, data_offsets: [begin, end]}}; the bytes of all tensors.
+Source: the format's description in the safetensors repository. The header is checked against the file's size; each tensor's byte range is then read straight into the parameter
+(or, where dtype or device differ, through a small buffer), because mapping the file into memory would count the weights twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from harkd.errors import UserError
+from harkd.files import replacing, write_json
+from harkd.qwen3.config import read_config
+from harkd.qwen3.hub import ADAPTER_FILES, resolve
+from harkd.qwen3.model import Qwen3
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_BUFFER = 16 << 20  # bytes read at a time where dtype or device differ
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies: file, dtype, shape, first byte and number of bytes."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    size: int
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file. Raises UserError where the file is truncated or its header does not fit its size."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise UserError(f"{path} is truncated or no safetensors file: {size} bytes, of which the header claims {length + 8}")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        stored = {name: _stored(path, entry, 8 + length) for name, entry in header.items()}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} has a damaged safetensors header: {error!r}") from None
+    for name, tensor in stored.items():
+        if tensor.begin < 8 + length or tensor.begin + tensor.size > size:
+            raise UserError(f"{path} is truncated: {name} ends at byte {tensor.begin + tensor.size}, the file at {size}")
+    return stored
+
+
+def _stored(path: Path, entry: dict, data: int) -> Stored:
+    dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
+    if min(shape, default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"shape {shape} does not fit {end - begin} bytes")
+    return Stored(path, dtype, shape, data + begin, end - begin)
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """All tensors of a model folder: `model.safetensors`, or the shards that `model.safetensors.index.json` names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        if not (folder / "model.safetensors").exists():
+            raise UserError(f"{folder} holds no model.safetensors and no model.safetensors.index.json (other weight formats are not read)")
+        return read_header(folder / "model.safetensors")
+    try:
+        names = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index} cannot be read: {error!r}") from None
+    files = {file: read_header(folder / file) for file in sorted(set(names.values())) if _is_plain_name(file, index)}
+    if sum(len(header) for header in files.values()) != len(names) or any(name not in files[file] for name, file in names.items()):
+        raise UserError(f"{index} and its shards do not hold the same tensors")
+    return {name: files[file][name] for name, file in names.items()}
+
+
+def _is_plain_name(file: object, index: Path) -> bool:
+    if not isinstance(file, str) or Path(file).name != file:
+        raise UserError(f"{index} names the shard {file!r}, which is no file of its folder")
+    return True
+
+
+def read_into(stored: Stored, target: Tensor) -> None:
+    """Fill `target`, a contiguous tensor of the stored shape and of any dtype and device, with a stored tensor's bytes."""
+    flat = target.detach().view(-1)
+    direct = stored.dtype == target.dtype and target.device.type == "cpu"
+    rows = flat.numel() if direct else _BUFFER // stored.dtype.itemsize
+    with open(stored.path, "rb", buffering=0) as file:
+        file.seek(stored.begin)
+        for part in flat.split(rows) if flat.numel() else ():
+            buffer = part if direct else torch.empty(part.shape, dtype=stored.dtype)
+            view = memoryview(buffer.view(torch.uint8).numpy())
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise UserError(f"{stored.path} ended while it was read")
+                view = view[count:]
+            if not direct:
+                part.copy_(buffer)
+
+
+def fill(model: Qwen3, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+    """Fill a model built on the meta device: each parameter exactly once, no tensor left over, shapes equal. Raises UserError that names the tensor."""
+    stored = stored_tensors(folder)
+    head = stored.pop("lm_head.weight", None) if model.config.tie_word_embeddings else None
+    parameters = dict(model.named_parameters())
+    missing, unknown = sorted(parameters.keys() - stored.keys()), sorted(stored.keys() - parameters.keys())
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"holds {unknown[0]}, which the config does not ask for"
+        raise UserError(f"{folder} {what} ({len(missing)} tensors missing, {len(unknown)} unknown)")
+    for name, parameter in parameters.items():
+        if stored[name].shape != tuple(parameter.shape):
+            raise UserError(f"{stored[name].path}: {name} has shape {list(stored[name].shape)}, the config asks for {list(parameter.shape)}")
+    for name, parameter in parameters.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        filled = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
+        read_into(stored[name], filled)
+        setattr(module, name.rpartition(".")[2], filled)
+    if head is not None:
+        _check_tied_head(head, stored["model.embed_tokens.weight"])
+
+
+def _check_tied_head(head: Stored, embedding: Stored) -> None:
+    """Some checkpoints store the tied head a second time: it must be the embedding, byte for byte."""
+    same = (head.dtype, head.shape) == (embedding.dtype, embedding.shape)
+    with open(head.path, "rb") as left, open(embedding.path, "rb") as right:
+        left.seek(head.begin)
+        right.seek(embedding.begin)
+        for done in range(0, head.size if same else 0, _BUFFER):
+            count = min(_BUFFER, head.size - done)
+            same = same and left.read(count) == right.read(count)
+    if not same:
+        raise UserError(f"{head.path}: the config ties the head to the embedding, but lm_head.weight differs from model.embed_tokens.weight")
+
+
+def load_model(
+    ref: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, adapter: str | Path | None = None
+) -> Qwen3:
+    """Read a Qwen3 from a local folder or a hub id.
+
+    Args:
+        ref: a folder in Hugging Face's layout, or a hub id such as "Qwen/Qwen3-0.6B".
+        device: "cpu", "cuda", ...; by default CUDA where there is a GPU.
+        dtype: "bfloat16", "float16", "float32" or "float64", or a torch dtype; by default the stored one.
+        adapter: a LoRA adapter in PEFT's layout, to be added unmerged.
+    Returns the model, in evaluation mode; its `logits(ids)` maps [T] to [T, V] in float32. Raises UserError that says what is wrong with the files.
+    """
+    folder = resolve(ref)
+    config = read_config(folder)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with torch.device("meta"):
+        model = Qwen3(config)
+    fill(model, folder, as_dtype(dtype or config.dtype), device)
+    if adapter is not None:
+        from harkd.qwen3.lora import load_adapter
+
+        load_adapter(model, resolve(adapter, ADAPTER_FILES))
+    return model.eval()
+
+
+def as_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The torch dtype of a name such as "bfloat16". Raises UserError for any other name."""
+    if isinstance(name, torch.dtype):
+        return name
+    names = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+    if name not in names:
+        raise UserError(f"dtype {name!r} is not one of {', '.join(names)}")
+    return names[name]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as file:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file.name, metadata={"format": "pt"})
+
+
+def save_model(model: Qwen3, folder: Path, source: Path | None = None, shard_bytes: int = 4 << 30) -> None:
+    """Write a model as a Hugging Face folder: config.json, safetensors (sharded above `shard_bytes`) and, from `source`, the tokenizer's files.
+
+    A tied head is written once, as the embedding. The folder appears whole: files first, config.json last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, parameter in model.named_parameters():
+        used = sum(tensor.nbytes for tensor in shards[-1].values())
+        if shards[-1] and used + parameter.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][name] = parameter
+    count = len(shards)
+    names = ["model.safetensors"] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    for name, shard in zip(names, shards, strict=True):
+        write_tensors(folder / name, shard)
+    if count > 1:
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        total = sum(parameter.nbytes for parameter in model.parameters())
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        if source is not None and (source / file).exists():
+            shutil.copyfile(source / file, folder / file)
+    write_json(folder / "config.json", {**model.config.to_dict(), "torch_dtype": str(model.dtype).removeprefix("torch.")})

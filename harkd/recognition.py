@@ -1,0 +1,43 @@
+"""A window as a request to a model, and a completion as the labels of the window's events: the one way in which every door asks and reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from harkd.errors import UserError
+from harkd.homes.answer import Answer, parse_answer
+from harkd.homes.dataset import Dataset
+from harkd.homes.events import Home, Window
+from harkd.homes.prompt import prompt
+from harkd.qwen3.template import chat, split_prefix
+from harkd.sampling.generator import Request
+from harkd.sampling.sampler import Sampling
+
+CUT_OFF = "length"  # finish reason, and the cause of an answer that never came to its end
+
+
+def request(home: Home, window: Window, *, thinking: bool, sampling: Sampling, rules: bool = True, sample: int = 0) -> Request:
+    """The rendered prompt of a window, split behind the prefix that all windows of the home share."""
+    text = chat(prompt(home, window, rules=rules), thinking=thinking, generation_prompt=True)
+    prefix, rest = split_prefix(text)
+    return Request(window.id, rest, prefix, sample, sampling)
+
+
+def read_answer(text: str, finish_reason: str, window: Window | int, labels: Sequence[str]) -> Answer:
+    """The labels in a completion; one that was cut off by length answers nothing, whatever stands in it."""
+    if finish_reason == CUT_OFF:
+        events = window if isinstance(window, int) else len(window.events)
+        return Answer((None,) * events, {CUT_OFF: events})
+    return parse_answer(text, window, labels)
+
+
+def first_windows(dataset: Dataset, split: str, limit: int | None) -> Iterator[Window]:
+    """The windows of a split, the first `limit` of them. Raises UserError where there is none."""
+    count = 0
+    for window in dataset.windows(split):
+        if limit is not None and count == limit:
+            return
+        count += 1
+        yield window
+    if not count:
+        raise UserError(f"the split {split!r} of {dataset.name} holds no window")

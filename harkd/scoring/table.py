@@ -1,0 +1,67 @@
+"""Results as plain text for a terminal: aligned columns, models side by side, a confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harkd.scoring.metrics import Scores
+
+COLUMNS = {  # key of a model's row -> heading
+    "name": "model",
+    "weighted_f1": "weighted F1",
+    "macro_f1": "macro F1",
+    "accuracy": "accuracy",
+    "malformed": "malformed",
+    "missing": "missing",
+    "parameters": "parameters",
+    "seconds_per_window": "s/window",
+}
+LONGEST = 24  # characters of a label before it is shortened
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of equal columns two blanks apart, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))] for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def comparison(models: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each model, with the keys of COLUMNS, and its weighted F1 against the first's: gap (own - first) and ratio (own / first).
+
+    What is absent or None, or a ratio to zero, is shown as "-".
+    """
+    rows = [[*COLUMNS.values(), "gap", "ratio"]]
+    for model in models:
+        own, first = model.get("weighted_f1"), models[0].get("weighted_f1")
+        known = own is not None and first is not None
+        gap = f"{own - first:+.3f}" if known else "-"
+        ratio = f"{own / first:.3f}" if known and first else "-"
+        rows.append([_cell(key, model.get(key)) for key in COLUMNS] + [gap, ratio])
+    return align(rows)
+
+
+def confusion_matrix(scores: Scores) -> str:
+    """True labels down, predicted ones across by their number, and no valid answer ("none") last; a dot is zero."""
+    numbers = [str(i) for i in range(1, len(scores.labels) + 1)]
+    rows = [["true \\ predicted", *numbers, "none"]]
+    for number, label, counts in zip(numbers, scores.labels, scores.confusion):
+        rows.append([f"{number.rjust(len(numbers[-1]))} {_shorten(label)}", *(str(count) if count else "." for count in counts)])
+    return align(rows)
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if key == "seconds_per_window":
+        return f"{value:.3g}"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _shorten(label: str) -> str:
+    """Leave out the middle of a long label: names differ at either end ("preparing breakfast", "preparing dinner")."""
+    if len(label) <= LONGEST:
+        return label
+    head = LONGEST // 2
+    return f"{label[:head]}…{label[head + 1 - LONGEST :]}"

@@ -1,0 +1,153 @@
+"""Attention over packed sequences with shared prefixes and a paged cache, in plain PyTorch.
+
+Each new token sees its shared prefix, its own sequence's past, and the new tokens of its sequence up to itself:
+
+    out_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j,    j in prefix(i) + past(i) + {new tokens of i's sequence up to i}
+
+Shapes: T new tokens of all sequences packed one behind the other, H query heads, K key/value heads (H a multiple of K), D head size, S sequences, G prefixes,
+N pages in a table, P tokens in a page. Heads of one group share their keys without repeating them (GQA, arXiv 2305.13245); pages as in arXiv 2309.06180.
+
+A prefix lies in the pack, as a sequence of its own that the others point to (training), or in pages of the cache (generation).
+The scores are products in the inputs' dtype, the softmax is taken in float32 (float64 for float64 inputs) and cast back, as in Hugging Face's eager attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class CacheLayer(NamedTuple):
+    """Keys and values of one layer, each [pages, P, K, D]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Who sees whom among T packed tokens: the attention plan, the same for every layer of a step.
+
+    The tensors are int32 on the device of the tokens, `slots` int64. Past and prefix tokens keep their places: a sequence's token i lies on page
+    `block_table[s, i // P]`. `max_q` and `max_k` bound the new tokens and the keys of any one sequence.
+    """
+
+    cu_q: Tensor  # [S+1] where each sequence's new tokens begin; an empty sequence is padding
+    past: Tensor  # [S] how many of its own tokens already lie in the cache
+    prefix_of: Tensor  # [S] which shared prefix it sees, -1 for none
+    prefix_len: Tensor  # [G] length of each shared prefix
+    prefix_start: Tensor  # [G] where in the pack it begins, -1 if it lies in the cache
+    max_q: int
+    max_k: int
+    block_table: Tensor | None = None  # [S, N] own pages
+    prefix_table: Tensor | None = None  # [G, N] the prefixes' pages
+    slots: Tensor | None = None  # [T] page * P + offset at which each new token is stored
+
+    @classmethod
+    def packed(
+        cls,
+        lengths: Sequence[int],
+        prefix_of: Sequence[int] | None = None,
+        prefix_len: Sequence[int] = (),
+        prefix_start: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+    ) -> Sequences:
+        """The plan of a pack without a cache: `lengths[s]` tokens of each sequence, prefixes being sequences of the same pack."""
+        prefix_of = [-1] * len(lengths) if prefix_of is None else list(prefix_of)
+        keys = [n + (prefix_len[g] if g >= 0 else 0) for n, g in zip(lengths, prefix_of, strict=True)]
+
+        def ints(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        return cls(
+            cu_q=ints([0, *accumulate(lengths)]),
+            past=ints([0] * len(lengths)),
+            prefix_of=ints(prefix_of),
+            prefix_len=ints(prefix_len),
+            prefix_start=ints(prefix_start),
+            max_q=max(lengths, default=0),
+            max_k=max(keys, default=0),
+        )
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int, int, int]]:
+        """(first new token, one behind the last, past, prefix) of each sequence, as Python ints."""
+        cu_q = self.cu_q.tolist()
+        return list(zip(cu_q, cu_q[1:], self.past.tolist(), self.prefix_of.tolist(), strict=False))
+
+    @cached_property
+    def tables(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Own and prefix pages as Python ints."""
+        return tuple([] if table is None else table.tolist() for table in (self.block_table, self.prefix_table))
+
+    @cached_property
+    def prefixes(self) -> list[tuple[int, int]]:
+        """(length, start in the pack or -1) of each prefix, as Python ints."""
+        return list(zip(self.prefix_len.tolist(), self.prefix_start.tolist(), strict=True))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, cache_layer: CacheLayer | None = None) -> Tensor:
+    """Attention of T packed new tokens; with a cache, their keys and values are stored in it first.
+
+    Args: q [T, H, D]; k, v [T, K, D]; cache_layer: this layer's pages, where `sequences` has tables and slots.
+    Returns [T, H, D] in q's dtype. Differentiable in q, k and v where there is no cache.
+    """
+    if cache_layer is not None:
+        store(k, v, sequences.slots, cache_layer)
+    outputs = []
+    for s, (begin, end, past, prefix) in enumerate(sequences.spans):
+        if begin == end:
+            continue
+        if cache_layer is None:
+            own = k[begin:end].transpose(0, 1), v[begin:end].transpose(0, 1)  # [K, n, D]
+        else:
+            own = _read(cache_layer, sequences.tables[0][s], past + end - begin)
+        keys, values = own if prefix < 0 else _behind_prefix(k, v, own, sequences, prefix, cache_layer)
+        outputs.append(_attend(q[begin:end], keys, values))
+    return torch.cat(outputs) if outputs else torch.zeros_like(q)
+
+
+def store(k: Tensor, v: Tensor, slots: Tensor, cache_layer: CacheLayer) -> None:
+    """Write new keys and values [T, K, D] to their slots [T] in the cache."""
+    cache_layer.keys.flatten(0, 1).index_copy_(0, slots, k)
+    cache_layer.values.flatten(0, 1).index_copy_(0, slots, v)
+
+
+def _behind_prefix(
+    k: Tensor, v: Tensor, own: tuple[Tensor, Tensor], sequences: Sequences, prefix: int, cache_layer: CacheLayer | None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of a prefix and, behind them, the sequence's own: each [K, prefix + own, D]."""
+    length, start = sequences.prefixes[prefix]
+    if start >= 0:
+        shared = k[start : start + length].transpose(0, 1), v[start : start + length].transpose(0, 1)
+    else:
+        shared = _read(cache_layer, sequences.tables[1][prefix], length)
+    return torch.cat([shared[0], own[0]], dim=1), torch.cat([shared[1], own[1]], dim=1)
+
+
+def _read(cache_layer: CacheLayer, table: list[int], length: int) -> tuple[Tensor, Tensor]:
+    """The first `length` tokens of a table's pages, each [K, length, D]: a view where the pages lie one behind the other, else a copy."""
+    pages = table[: -(-length // cache_layer.keys.shape[1])]
+    first, last = pages[0], pages[-1]
+    where = slice(first, last + 1) if pages == list(range(first, last + 1)) else pages
+    keys, values = (pages[where].flatten(0, 1)[:length].transpose(0, 1) for pages in cache_layer)
+    return keys, values
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One sequence: q [n, H, D] over k, v [K, m, D], of which the last n are the new tokens' own. Returns [n, H, D]."""
+    (n, heads, dim), (kv_heads, m, _) = q.shape, k.shape
+    grouped = (q * dim**-0.5).view(n, kv_heads, -1, dim).permute(1, 2, 0, 3)  # [K, H/K, n, D]
+    scores = grouped.reshape(kv_heads, -1, dim) @ k.transpose(1, 2)  # [K, H/K * n, m]
+    if n > 1:
+        future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+        scores.view(kv_heads, -1, n, m)[..., m - n :].masked_fill_(future, float("-inf"))
+    weights = torch.softmax(scores, dim=-1)  # torch accumulates half precision in float32
+    out = weights @ v  # [K, H/K * n, D]
+    return out.view(kv_heads, -1, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)

@@ -1,0 +1,223 @@
+"""The training loop: it learns, keeps the best, and continues from a kill with the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from harkd.distill import checkpoint
+from harkd.distill.loop import LoopSettings, epoch_steps, train, validation_loss
+from harkd.distill.optimiser import learning_rate
+from harkd.errors import UserError
+from harkd.jsonl import read_json_lines
+from tests.distill_cases import make_examples, make_model
+from tests.helpers import ROOT
+
+TRAIN = make_examples(12)
+VALIDATION = TRAIN[:2] + make_examples(3, seed=8)  # learnable in part, so that the loss falls first and rises later
+SETTINGS = LoopSettings(lr=2e-2, epochs=4, batch_tokens=25, packs_per_step=2, seed=5, save_every=2, eval_every=2)
+
+
+def run(folder, settings=SETTINGS, validation=VALIDATION, model=None, **callbacks):
+    """Train a fresh tiny model. Returns the result and the values of its parameters."""
+    model, parameters = model or make_model(torch.float32)
+    result = train(model, parameters, TRAIN, validation, settings, folder, **callbacks)
+    return result, {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def metrics(folder):
+    return [{key: value for key, value in record.items() if key != "seconds"} for _, record in read_json_lines(folder / "metrics.jsonl")]
+
+
+def same(found, expected):
+    return all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run: folder, result, parameters."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *run(folder)
+
+
+def test_the_metrics_tell_every_step_and_validation(whole):
+    folder, result, _ = whole
+    schedule = [(epoch, packs) for epoch in range(SETTINGS.epochs) for packs in epoch_steps(TRAIN, SETTINGS, epoch)]
+    steps = [record for record in metrics(folder) if "lr" in record]
+    assert [(record["step"], record["epoch"]) for record in steps] == [(i + 1, epoch) for i, (epoch, _) in enumerate(schedule)]
+    assert result.step == len(schedule) > 6 and schedule[0][1] != epoch_steps(TRAIN, SETTINGS, 1)[0]
+    for i, ((_, packs), record) in enumerate(zip(schedule, steps, strict=True)):
+        examples = [TRAIN[index] for pack in packs for index in pack]
+        assert record["supervised"] == sum(sum(example.mask) for example in examples)
+        assert record["tokens"] <= 2 * SETTINGS.batch_tokens and record["grad_norm"] > 0
+        assert record["lr"] == learning_rate(i, len(schedule), SETTINGS.lr, SETTINGS.warmup_fraction)
+    validated = [record["step"] for record in metrics(folder) if "validation_loss" in record]
+    ends = [i + 1 for i, (epoch, _) in enumerate(schedule) if i + 1 == len(schedule) or schedule[i + 1][0] > epoch]
+    assert validated == sorted({0, *ends, *range(2, len(schedule) + 1, 2)})
+
+
+def test_the_first_step_is_the_clipped_update_of_the_mean_loss(tmp_path):
+    """Against torch's own optimiser and clipping, on the loss by the model's plain logits."""
+    settings = LoopSettings(lr=1e-2, epochs=1, batch_tokens=1000, warmup_fraction=0, clip=0.1)
+    _, trained = run(tmp_path, settings, [], make_model(torch.float64))
+    model, parameters = make_model(torch.float64)
+    loss = torch.zeros((), dtype=torch.float64)
+    for example in TRAIN:
+        ids = example.prefix + example.ids
+        log_p = model.logits(ids).log_softmax(-1)
+        first = len(example.prefix)
+        loss = loss - sum(log_p[first + t - 1, ids[first + t]] for t, learnt in enumerate(example.mask) if learnt)
+    (loss / sum(sum(example.mask) for example in TRAIN)).backward()
+    torch.nn.utils.clip_grad_norm_(parameters.values(), 0.1)
+    torch.optim.AdamW(parameters.values(), lr=learning_rate(0, 1, 1e-2, 0), weight_decay=0).step()
+    for name in parameters:
+        torch.testing.assert_close(trained[name], parameters[name].detach(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_it_learns_with_an_adapter_and_as_a_whole_model_in_bfloat16(tmp_path, lora):
+    settings = LoopSettings(lr=3e-2, epochs=12, batch_tokens=200, weight_decay=0.0 if lora else 0.01)
+    model, parameters = make_model(torch.bfloat16, lora=lora)
+    before = validation_loss(model, TRAIN, 200)
+    result, _ = run(tmp_path, settings, [], (model, parameters))
+    assert validation_loss(model, TRAIN, 200) < 0.7 * before
+    assert result.best_loss is None and result.best_step == result.step
+    assert all(parameter.dtype == (torch.float32 if lora else torch.bfloat16) for parameter in parameters.values())
+
+
+def test_the_best_by_validation_is_kept_and_handed_back(tmp_path):
+    """The validation loss rises again in the middle of this run, which ends with the parameters of the lowest."""
+    model, parameters = make_model(torch.float32)
+    seen = []
+
+    def look(best):
+        seen.append((best, validation_loss(model, VALIDATION, 25)))
+
+    result, _ = run(tmp_path, SETTINGS, VALIDATION, (model, parameters), on_best=look)
+    losses = {record["step"]: record["validation_loss"] for record in metrics(tmp_path) if "validation_loss" in record}
+    assert result.start_loss == losses.pop(0)
+    assert result.best_loss == min(losses.values()) == losses[result.best_step] and result.best_step < result.step
+    assert validation_loss(model, VALIDATION, 25) == result.best_loss
+    assert [best.best_loss for best, _ in seen] == [loss for _, loss in seen]  # called with the best in place
+    assert seen[-1][0].best_step == result.best_step
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2, 3, 6, 8, 11, "best 1", "best 3"])
+def test_interrupted_and_continued_equals_uninterrupted_to_the_bit(whole, tmp_path, moment):
+    folder, result, parameters = whole
+    calls = {"log": 0, "best": 0}
+
+    def interrupt(kind):
+        calls[kind] += 1
+        if moment in (calls["log"] - 1 if kind == "log" else None, f"{kind} {calls[kind]}"):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, log=lambda record: interrupt("log"), on_best=lambda best: interrupt("best"))
+    found_result, found = run(tmp_path)
+    assert found_result == result and same(found, parameters)
+    assert metrics(tmp_path) == metrics(folder)
+    last, expected = (checkpoint.load(place, "last") for place in (tmp_path, folder))
+    assert same(last.tensors, expected.tensors) and last.facts == expected.facts
+
+
+CHILD = """
+import time
+from tests.test_loop import run
+from pathlib import Path
+import sys
+run(Path(sys.argv[1]), log=lambda record: time.sleep(0.05))
+"""
+
+
+def test_killed_and_continued_equals_uninterrupted_to_the_bit(whole, tmp_path):
+    folder, result, parameters = whole
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "last.safetensors").exists() or len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) < 6:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert 0 < checkpoint.load(tmp_path, "last").facts["step"] < result.step
+    found_result, found = run(tmp_path)
+    assert found_result == result and same(found, parameters) and metrics(tmp_path) == metrics(folder)
+
+
+def test_a_finished_run_is_not_trained_again(whole):
+    folder, result, parameters = whole
+    before = (folder / "metrics.jsonl").read_bytes()
+    found_result, found = run(folder, log=lambda record: pytest.fail("nothing is left to do"))
+    assert found_result == result and same(found, parameters)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_seed_gives_another_run(whole, tmp_path):
+    _, _, parameters = whole
+    assert not same(run(tmp_path, replace(SETTINGS, seed=6))[1], parameters)
+
+
+def test_a_checkpoint_of_another_run_is_refused(whole):
+    folder = whole[0]
+    message = "last.safetensors belongs to a run with other settings or other examples"
+    with pytest.raises(UserError, match=message):
+        run(folder, replace(SETTINGS, lr=3e-2))
+    with pytest.raises(UserError, match=message):
+        run(folder, validation=VALIDATION[1:])
+    with pytest.raises(UserError, match=message):
+        run(folder, validation=[replace(VALIDATION[0], ids=VALIDATION[0].ids[::-1]), *VALIDATION[1:]])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    model, parameters = make_model(torch.float32)
+
+    def break_it(record):
+        if record["step"] == 5 and "lr" in record:
+            with torch.no_grad():
+                next(iter(parameters.values())).fill_(float("nan"))
+
+    with pytest.raises(UserError) as error:
+        run(tmp_path, replace(SETTINGS, eval_every=0), VALIDATION, (model, parameters), log=break_it)
+    schedule = [packs for epoch in range(SETTINGS.epochs) for packs in epoch_steps(TRAIN, SETTINGS, epoch)]
+    windows = [TRAIN[i].window for pack in schedule[5] for i in pack]
+    assert "diverged: in step 6 the loss was nan" in str(error.value) and str(tmp_path) in str(error.value)
+    assert all(window in str(error.value) for window in windows)
+    last = checkpoint.load(tmp_path, "last")
+    assert last.facts["step"] == 4 and all(tensor.isfinite().all() for tensor in last.tensors.values())
+    assert not any("NaN" in json.dumps(record) for record in metrics(tmp_path))
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path):
+    model, parameters = make_model(torch.float32)
+    with torch.no_grad():
+        next(iter(parameters.values())).fill_(float("inf"))
+    with pytest.raises(UserError, match="after step 0 the validation loss was nan"):
+        run(tmp_path, SETTINGS, VALIDATION, (model, parameters))
+
+
+def test_nothing_to_train_on_is_told(tmp_path):
+    with pytest.raises(UserError, match="no example to train on"):
+        train(*make_model(), [], VALIDATION, SETTINGS, tmp_path)
+
+
+def test_a_lost_best_checkpoint_is_told(whole, tmp_path):
+    (tmp_path / "last.safetensors").write_bytes((whole[0] / "last.safetensors").read_bytes())
+    with pytest.raises(UserError, match="lost its best checkpoint"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"epochs": 0}, {"clip": float("nan")}, {"batch_tokens": -1}, {"warmup_fraction": 1.5}])
+def test_settings_out_of_range_are_named(wrong):
+    (name,) = wrong
+    with pytest.raises(UserError, match=f"{name} must be"):
+        LoopSettings(**{**asdict(SETTINGS), **wrong})

@@ -1,0 +1,170 @@
+"""Which traces are kept, and what becomes of them as examples."""
+
+from collections import Counter
+from datetime import datetime
+
+import pytest
+
+from harkd.distill.examples import examples_from_traces, examples_from_truth, preview, template_of, true_answer
+from harkd.distill.select import select, yield_table
+from harkd.errors import UserError
+from harkd.homes.events import Event, Home, Label, Window
+from harkd.qwen3.tokenizer import read_tokenizer
+from tests.distill_cases import make_trace
+from tests.tiny import tiny_tokenizer
+
+RIGHT, HALF, WRONG = ("COOKING", "EATING"), ("COOKING", "COOKING"), ("EATING", "COOKING")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return read_tokenizer(tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+def tokens(n):
+    return {"prompt": 90, "completion": n}
+
+
+TRACES = [
+    make_trace("a", 0, RIGHT, tokens=tokens(50)),
+    make_trace("a", 1, RIGHT, tokens=tokens(40)),
+    make_trace("a", 2, RIGHT, tokens=tokens(40)),
+    make_trace("b", 0, WRONG),
+    make_trace("b", 1, HALF),
+    make_trace("c", 0, ("COOKING", None)),
+    make_trace("c", 1, RIGHT, finish_reason="length"),
+    make_trace("d", 0, HALF, truth=((), ())),
+]
+
+
+def ids(selection):
+    return [(trace.window, trace.sample) for trace in selection.kept]
+
+
+def test_correct_keeps_every_sample_that_agrees_enough():
+    selection = select(TRACES)
+    assert ids(selection) == [("a", 0), ("a", 1), ("a", 2)]
+    unusable = {"without a label for every event": 1, "cut off by length": 1, "without truth to agree with": 1}
+    assert selection.dropped == {"agreement below 1.0": 2, **unusable}
+    assert "kept 3 of 8 traces (dropped: 2 agreement below 1.0" in selection.summary
+    assert ids(select(TRACES, "correct", 0.5)) == [("a", 0), ("a", 1), ("a", 2), ("b", 1)]
+
+
+def test_best_keeps_one_usable_sample_of_each_window():
+    selection = select(TRACES, "best")
+    assert ids(selection) == [("a", 1), ("b", 1), ("d", 0)]
+    assert selection.dropped["not the best of their window"] == 3
+    assert ids(select(reversed(TRACES), "best")) == [("d", 0), ("b", 1), ("a", 1)]  # whatever the order
+
+
+def test_all_keeps_what_is_usable():
+    assert ids(select(TRACES, "all")) == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("d", 0)]
+
+
+@pytest.mark.parametrize("keep", ["correct", "best", "all"])
+def test_unusable_traces_are_never_kept_and_all_are_counted(keep):
+    selection = select(TRACES, keep, 0.0)
+    assert not {("c", 0), ("c", 1)} & set(ids(selection))
+    assert len(selection.kept) + sum(selection.dropped.values()) == len(TRACES)
+
+
+def test_an_unknown_choice_is_refused():
+    with pytest.raises(UserError, match="--keep is one of correct, best, all, not 'right'"):
+        select(TRACES, "right")
+
+
+def test_the_yield_by_class_equals_what_select_keeps():
+    table = yield_table(TRACES)
+    assert table.total == tuple(len(select(TRACES, "correct", threshold).kept) for threshold in table.thresholds) == (4, 3, 3, 3, 3, 3)
+    assert table.by_class == {"COOKING": (4, 3, 3, 3, 3, 3), "EATING": (4, 3, 3, 3, 3, 3)}
+    half = make_trace("e", 0, ("COOKING", "COOKING"), (("COOKING", "READING"), ("EATING",)))
+    mixed = [half, make_trace("f", 0, ("X",), (("SLEEPING",),))]
+    table = yield_table(mixed, (0.5, 1.0))
+    assert table.by_class == {"COOKING": (1, 0), "EATING": (1, 0), "READING": (1, 0), "SLEEPING": (0, 0)} and table.total == (1, 0)
+    assert table.text().splitlines()[0].split() == ["agreement", "at", "least", "0.5", "1.0"]
+    assert [line.split() for line in table.text().splitlines()][-2:] == [["SLEEPING", "0", "0"], ["traces", "1", "0"]]
+
+
+def test_reasoning_is_learnt_with_thinking_on_and_the_answer_canonically(tokenizer):
+    (example,) = examples_from_traces([make_trace()], tokenizer, "reasoning")
+    prompt, learnt = split(example, tokenizer)
+    assert prompt.endswith("<|im_start|>assistant\n")
+    answer = '[{"event_id": 1, "activity": "COOKING"}, {"event_id": 2, "activity": "EATING"}]'
+    assert learnt == f"<think>\nThe fridge, then the chair.\n</think>\n\n{answer}<|im_end|>"
+
+
+def test_the_answer_alone_is_learnt_with_thinking_off(tokenizer):
+    (example,) = examples_from_traces([make_trace()], tokenizer, "answer")
+    prompt, learnt = split(example, tokenizer)
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert learnt == '[{"event_id": 1, "activity": "COOKING"}, {"event_id": 2, "activity": "EATING"}]<|im_end|>'
+
+
+def test_traces_without_reasoning_are_counted_and_left_out_of_reasoning(tokenizer):
+    silent = make_trace(messages=[*make_trace().messages[:2], {"role": "assistant", "content": "[]"}])
+    counts = Counter()
+    assert [e.window for e in examples_from_traces([silent, make_trace("w")], tokenizer, "reasoning", counts)] == ["w"]
+    assert counts == {"without reasoning": 1}
+    assert len(examples_from_traces([silent], tokenizer, "answer")) == 1
+
+
+def test_truth_never_reaches_a_trace_example(tokenizer):
+    trace = make_trace(answer=("EATING", "EATING"))
+    other = make_trace(answer=("EATING", "EATING"), truth=(("COOKING",), ("COOKING",)))
+    assert examples_from_traces([trace], tokenizer, "answer") == examples_from_traces([other], tokenizer, "answer")
+
+
+def window(*labels):
+    events = [Event(i, datetime(2024, 1, 1, 7, i), "fridge", "kitchen", "opened", tuple(true)) for i, true in enumerate(labels)]
+    return Window("home/r1/0000", "home", "g", "r1", tuple(events))
+
+
+HOME = Home("home", (("kitchen", ("fridge",)),), (Label("COOKING"), Label("EATING"), Label("SLEEPING")))
+
+
+def test_unscored_events_carry_the_nearest_scored_label_the_one_before_first():
+    assert true_answer(window((), ("EATING",), (), ("COOKING", "SLEEPING"), ())) == ["EATING", "EATING", "EATING", "COOKING", "COOKING"]
+    assert true_answer(window((), ())) is None
+
+
+def test_truth_examples_mask_exactly_the_labels_of_unscored_events(tokenizer):
+    counts = Counter()
+    windows = [window((), ("EATING",), ("SLEEPING",)), window((), ())]
+    (example,) = examples_from_truth([HOME], windows, tokenizer, counts)
+    assert counts == {"without a scored event": 1}
+    masked, learnt = split(example, tokenizer)
+    start = next(i for i, supervised in enumerate(example.mask) if supervised)
+    assert tokenizer.decode(example.ids[start:]) == (
+        '[{"event_id": 1, "activity": "EATING"}, {"event_id": 2, "activity": "EATING"}, {"event_id": 3, "activity": "SLEEPING"}]<|im_end|>'
+    )
+    assert learnt == (
+        '[{"event_id": 1, "activity": ""}, {"event_id": 2, "activity": "EATING"}, {"event_id": 3, "activity": "SLEEPING"}]<|im_end|>'
+    )
+    assert masked.endswith("</think>\n\nEATING")
+
+
+def test_examples_of_one_home_hold_one_prefix(tokenizer):
+    first, second = examples_from_truth([HOME], [window(("EATING",)), window(("COOKING",), ())], tokenizer)
+    assert first.prefix is second.prefix and tokenizer.decode(first.prefix).endswith("<|im_end|>\n<|im_start|>")
+
+
+def test_preview_marks_what_is_learnt(tokenizer):
+    (example,) = examples_from_truth([HOME], [window((), ("EATING",))], tokenizer)
+    text = preview(example, tokenizer)
+    prompt, _, rest = text.partition("{+")
+    assert prompt.endswith("</think>\n\n") and rest.startswith('[{"event_id": 1')
+    marked = "".join(part.partition("+}")[0] for part in text.rpartition("\n(")[0].split("{+")[1:])
+    assert marked == split(example, tokenizer)[1]
+    assert f"{sum(example.mask)} learnt" in text
+
+
+def test_one_adapter_learns_one_template():
+    assert template_of([make_trace(), make_trace()]) == "1"
+    with pytest.raises(UserError, match=r"2 prompt templates \(1, 2\)"):
+        template_of([make_trace(), make_trace(template="2")])
+
+
+def split(example, tokenizer):
+    """The text that is not supervised, prefix left out, and the text that is."""
+    tokens = list(zip(example.ids, example.mask, strict=True))
+    return tuple(tokenizer.decode([token for token, supervised in tokens if supervised == wanted]) for wanted in (False, True))

@@ -1,0 +1,52 @@
+"""Tables for the terminal, compared with what they should look like."""
+
+from harkd.scoring.metrics import score
+from harkd.scoring.table import align, comparison, confusion_matrix
+
+
+def test_columns_are_aligned():
+    assert align([["a", "long"], ["name", "1"], ["b", ""]]) == "a     long\nname     1\nb"
+
+
+def test_comparison_with_the_first_model():
+    models = [
+        {"name": "Qwen/Qwen3-32B", "weighted_f1": 0.8, "macro_f1": 0.75, "accuracy": 0.8125, "malformed": 0, "missing": 3}
+        | {"parameters": 32_762_123_264, "seconds_per_window": 12.3456},
+        {"name": "baseline:sensor", "weighted_f1": 0.6, "macro_f1": 0.5, "accuracy": 0.5, "malformed": 0, "missing": 1200}
+        | {"parameters": None, "seconds_per_window": 0.0000123},
+        {"name": "no scored event", "weighted_f1": None},
+    ]
+    assert comparison(models).splitlines() == [
+        "model            weighted F1  macro F1  accuracy  malformed  missing      parameters  s/window     gap  ratio",
+        "Qwen/Qwen3-32B         0.800     0.750     0.812          0        3  32,762,123,264      12.3  +0.000  1.000",
+        "baseline:sensor        0.600     0.500     0.500          0    1,200               -  1.23e-05  -0.200  0.750",
+        "no scored event            -         -         -          -        -               -         -       -      -",
+    ]
+
+
+def test_no_ratio_to_zero_or_to_nothing():
+    for first, gap in ((0.0, "+0.500"), (None, "-")):
+        rows = comparison([{"name": "a", "weighted_f1": first}, {"name": "b", "weighted_f1": 0.5}]).splitlines()
+        assert rows[2].split()[-2:] == [gap, "-"]
+    assert len(comparison([]).splitlines()) == 1
+
+
+def test_confusion_matrix():
+    truth = ["COOKING"] * 12 + ["PREPARING_COLD_MEAL_AND_DRINKS"] * 2 + ["EATING"]
+    predictions = ["COOKING"] * 11 + [None] + ["EATING", "COOKING"] + ["EATING"]
+    scores = score(truth, predictions, ["COOKING", "PREPARING_COLD_MEAL_AND_DRINKS", "EATING"])
+    assert confusion_matrix(scores).splitlines() == [
+        r"true \ predicted             1  2  3  none",
+        "1 COOKING                   11  .  .     1",
+        "2 PREPARING_CO…_AND_DRINKS   1  .  1     .",
+        "3 EATING                     .  .  1     .",
+    ]
+
+
+def test_labels_are_numbered_in_columns_of_equal_width():
+    labels = [f"label {i}" for i in range(12)]
+    rows = confusion_matrix(score(labels, labels, labels)).splitlines()
+    assert rows[1].startswith(" 1 label 0")
+    assert rows[12].startswith("12 label 11")
+    assert len({len(row) for row in rows}) == 1
+    assert confusion_matrix(score([], [], [])) == r"true \ predicted  none"
