@@ -1,24 +1,25 @@
 """What the three doors share: flags, run folders, costs, and how a mistake of the user's ends.
 
-A run folder holds `settings.json` (what was asked, written first), the door's own files, `cost.json` and, last, `result.json`: the JSON object that the door prints as its
-last line. Run again with the same settings, a door goes on where it stopped, or says that it is done; with other settings it asks for --overwrite.
+A run folder holds `settings.json` (what was asked, written first), the door's own files, `cost.json` (what the last process took) and, last, `result.json`: the JSON object that
+the door prints as its last line. Run again with the same settings, a door goes on where it stopped, or says that it is done; with other settings it asks for --overwrite.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import resource
-import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harkd.errors import UserError
 from harkd.files import write_json
+from harkd.homes.prompt import TEMPLATE_VERSION
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,21 +39,21 @@ class Parser(argparse.ArgumentParser):
         """Raise UserError where one of the flags was not given."""
         absent = [f"--{name}" for name in names if getattr(args, name) is None]
         if absent:
-            self.error(f"{' and '.join(absent)} must be given: no model is embedded yet, so that the doors have no defaults of their own")
+            self.error(f"{' and '.join(absent)} must be given: no model and no home is embedded yet, so the doors have no defaults for them")
 
     def at_least_one(self, args: argparse.Namespace, *names: str) -> None:
         """Raise UserError where one of the flags is below 1."""
         for name in names:
             if getattr(args, name) is not None and getattr(args, name) < 1:
-                self.error(f"--{name} must be at least 1")
+                self.error(f"--{name.replace('_', '-')} must be at least 1")
 
 
 def enter(prog: str, run: Callable[[Sequence[str] | None], dict[str, Any]], argv: Sequence[str] | None) -> int:
     """Run a door: its result is printed as one line of JSON and 0 returned; a user's mistake is printed as one sentence and 2 returned."""
     try:
-        print(json.dumps(run(argv), ensure_ascii=False))
+        print(json.dumps(run(argv)))
     except UserError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
@@ -99,58 +100,84 @@ def checked_device(name: str | None) -> str | None:
 
     try:
         if name is not None:
-            torch.empty(1, device=name)
+            torch.empty(1, device=name).tolist()  # which "meta" cannot do either
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return name
 
 
 class RunFolder:
-    """The folder of one run of a door. `result` holds the stored result where the run is done already."""
+    """The folder of one run of a door. `result` holds the stored result where the run is done already.
 
-    def __init__(self, path: str | Path, settings: dict[str, Any], overwrite: bool, files: Sequence[str]) -> None:
-        """Open or create the folder. `files`: names of what the door writes there, which --overwrite removes, and nothing else."""
-        self.path = Path(path)
-        own = ("settings.json", "cost.json", "result.json", *files)
-        settings = json.loads(json.dumps(settings))
+    Nothing is written or removed before `begin`, so that a mistake in the settings costs no older run.
+    """
+
+    def __init__(
+        self, path: str | Path, door: str, settings: dict[str, Any], overwrite: bool, files: Sequence[str], inputs: Sequence[Path] = ()
+    ) -> None:
+        """Look at the folder. `files`: patterns of what the door writes there, which --overwrite removes, and nothing else; `inputs`: files whose content is part of the settings."""
+        self.path, self.overwrite, self.files = Path(path), overwrite, ("result.json", "cost.json", *files)
+        self.settings = json.loads(json.dumps({"door": door, "template": TEMPLATE_VERSION, **settings, "inputs": {str(file): file_digest(file) for file in inputs}}))
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, and --out names a folder")
-        if overwrite:
-            self._remove(own)
         if (self.path / "settings.json").exists():
-            self._compare(settings)
-        elif self.path.exists() and any(self.path.iterdir()):
+            self._compare()
+        elif self.path.exists() and any(not file.name.startswith(".") for file in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and no run of harkd's: name another folder with --out")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "settings.json", settings)
-        self.result = _read_json(self.path / "result.json") if (self.path / "result.json").exists() else None
+        self.result = _read_json(self.path / "result.json") if (self.path / "result.json").exists() and not overwrite else None
         self.started = time.perf_counter()
         if self.result is not None:
             print(f"{self.path} is done; --overwrite runs it again", file=sys.stderr)
 
-    def _compare(self, settings: dict[str, Any]) -> None:
-        stored = _read_json(self.path / "settings.json")
-        differing = sorted(name for name in settings.keys() | stored.keys() if settings.get(name) != stored.get(name))
-        if differing:
+    def _compare(self) -> None:
+        stored, now = (dict(_flat(settings)) for settings in (_read_json(self.path / "settings.json"), self.settings))
+        if stored.get("door") != now["door"]:
+            raise UserError(f"{self.path} holds a run of another door ({stored.get('door')}): name another folder with --out")
+        differing = [name for name in {**now, **stored} if now.get(name) != stored.get(name)]
+        if differing and not self.overwrite:
             name = differing[0]
             raise UserError(
-                f"{self.path} holds a run with other settings ({name}: {stored.get(name)!r}, now {settings.get(name)!r}): name another folder with --out, or start anew with --overwrite"
+                f"{self.path} holds a run with other settings ({name}: {stored.get(name)!r}, now {now.get(name)!r}): name another folder with --out, or start anew with --overwrite"
             )
 
-    def _remove(self, names: Sequence[str]) -> None:
-        for name in names:
-            target = self.path / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
+    def begin(self) -> None:
+        """Make the folder, with --overwrite without the files of the run before, and write settings.json. Called when all that can be wrong has been looked at."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for pattern in (*self.files, ".*.tmp") if self.overwrite else (".*.tmp",):  # those: what a killed run was writing
+                for file in self.path.glob(pattern):
+                    file.unlink()
+            write_json(self.path / "settings.json", self.settings)
+        except OSError as error:
+            raise UserError(f"{error.filename or self.path} cannot be written: {error.strerror}") from None
 
-    def finish(self, result: dict[str, Any], costs: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Write cost.json and, last, result.json."""
+    def finish(self, result: dict[str, Any], costs: dict[str, Any] | None = None, complete: bool = True) -> dict[str, Any]:
+        """Write cost.json and, last, result.json; not that where the run is to go on another time."""
         seconds = time.perf_counter() - self.started
         write_json(self.path / "cost.json", {"seconds": round(seconds, 3), "peak_memory_bytes": peak_memory(), **(costs or {})})
-        write_json(self.path / "result.json", result)
+        if complete:
+            write_json(self.path / "result.json", result)
         return result
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of all that lies in nested dicts and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield name, value
+    for key, inner in items or ():
+        yield from _flat(inner, f"{name}.{key}" if name else str(key))
+
+
+def file_digest(path: Path) -> str | None:
+    """16 hex digits of a file's content, None where there is no such file."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

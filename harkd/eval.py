@@ -13,23 +13,25 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harkd.doors import Parser, RunFolder, add_model_arguments, add_sampling_arguments, checked_device, enter, peak_memory, sampling_of
 from harkd.errors import UserError
 from harkd.files import write_json
-from harkd.homes.answer import ANSWER_FORM, NOT_WELL_FORMED
+from harkd.homes.answer import NOT_WELL_FORMED
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.events import Window
-from harkd.homes.prompt import TEMPLATE_VERSION
 from harkd.jsonl import JsonLinesWriter, read_json_lines
-from harkd.recognition import CUT_OFF, first_windows, read_answer, request
+from harkd.recognition import CUT_OFF, first_windows, mode, read_answer, request
 from harkd.sampling.sampler import Sampling
 from harkd.scoring.baselines import baseline
 from harkd.scoring.metrics import Scores, score
 from harkd.scoring.table import comparison
+
+if TYPE_CHECKING:
+    from harkd.sampling.generator import Generator
 
 BASELINE = "baseline:"
 
@@ -87,7 +89,7 @@ def contestants(models: Sequence[str], adapters: Sequence[str], thinking: bool |
     from harkd.qwen3.hub import ADAPTER_FILES, resolve
     from harkd.qwen3.lora import read_notes
 
-    bases = [model for model in models if not model.startswith(BASELINE)]
+    bases = list(dict.fromkeys(model for model in models if not model.startswith(BASELINE)))
     notes = {adapter: read_notes(resolve(adapter, ADAPTER_FILES)) for adapter in adapters}
     for adapter in adapters:
         if len(bases) != 1 and notes[adapter].get("base") not in bases:
@@ -98,47 +100,73 @@ def contestants(models: Sequence[str], adapters: Sequence[str], thinking: bool |
             baseline(model.removeprefix(BASELINE))
             rows.append(Contestant(model, model))
             continue
-        own = [adapter for adapter in adapters if len(bases) == 1 or notes[adapter]["base"] == model]
-        modes = {adapter: adapter_mode(adapter, notes[adapter], thinking) for adapter in own}
-        for mode in dict.fromkeys(modes.values()) or [thinking is not False]:
-            rows.append(Contestant(f"{Path(model).name} {'with' if mode else 'without'} reasoning", model, None, mode))
-        rows += [Contestant(f"{Path(model).name} + {Path(adapter).name}", model, adapter, mode) for adapter, mode in modes.items()]
-    doubled = [name for name, count in Counter(row.name for row in rows).items() if count > 1]
-    return [Contestant(f"{row.name} #{i + 1}", *list(vars(row).values())[1:]) if row.name in doubled else row for i, row in enumerate(rows)]
+        modes = {adapter: mode(adapter, thinking) for adapter in adapters if len(bases) == 1 or notes[adapter]["base"] == model}
+        rows += [Contestant("", model, None, with_reasoning) for with_reasoning in dict.fromkeys(modes.values()) or [mode(None, thinking)]]
+        rows += [Contestant("", model, adapter, with_reasoning) for adapter, with_reasoning in modes.items()]
+    return _named(list(dict.fromkeys(rows)))
 
 
-def adapter_mode(adapter: str, notes: dict[str, Any], thinking: bool | None) -> bool:
-    """With or without reasoning, as the adapter was trained. Raises UserError where prompt, answer form or the mode that was asked for are others."""
-    for name, here in (("template", TEMPLATE_VERSION), ("answer_form", ANSWER_FORM)):
-        if notes.get(name, here) != here:
-            raise UserError(f"the adapter {adapter} was trained with {name} {notes[name]!r}, and this version of harkd uses {here!r}: train it again")
-    trained = notes.get("thinking")
-    if trained is not None and thinking is not None and trained != thinking:
-        raise UserError(f"the adapter {adapter} was trained {'with' if trained else 'without'} reasoning: leave --thinking and --no-thinking out")
-    return trained if trained is not None else thinking is not False
+def _named(rows: Sequence[Contestant]) -> list[Contestant]:
+    """Name every row by the last part of its model's and adapter's names, or by all of them and its place where that gives one file to two rows."""
+
+    def title(row: Contestant, short: bool) -> str:
+        if row.model.startswith(BASELINE):
+            return row.model
+        model, *adapter = (Path(ref).resolve().name if short else ref for ref in (row.model, row.adapter) if ref is not None)
+        return f"{model} + {adapter[0]}" if adapter else f"{model} {'with' if row.thinking else 'without'} reasoning"
+
+    rows = [replace(row, name=title(row, short=True)) for row in rows]
+    files = Counter(row.file for row in rows)
+    return [replace(row, name=f"{title(row, short=False)} #{i}") if files[row.file] > 1 else row for i, row in enumerate(rows, 1)]
 
 
 def evaluate(settings: EvalSettings, *, device: str | None = None, batch: int = 16, cache_tokens: int = 65536, overwrite: bool = False) -> dict[str, Any]:
-    """Let every contestant label every window, continue what is there, and write metrics.json. Returns {"models": [a dict of scores per contestant]}."""
+    """Let every contestant label every window, continuing what is there, and write metrics.json. Returns {"models": [scores of each]}."""
+    from harkd.qwen3.hub import ADAPTER_FILES, resolve
+
     dataset = read(settings.data, settings.options)
     total = sum(1 for _ in first_windows(dataset, settings.split, settings.limit))
-    files = ["metrics.json", *(row.file for row in settings.contestants)]
-    folder = RunFolder(settings.out, asdict(settings), overwrite, files)
+    inputs = [resolve(row.adapter, ADAPTER_FILES) / "adapter_model.safetensors" for row in settings.contestants if row.adapter is not None]
+    folder = RunFolder(settings.out, "eval", asdict(settings), overwrite, ("metrics.json", "predictions-*.jsonl"), inputs)
     if folder.result is not None:
         print(comparison(folder.result["models"]))
         return folder.result
-    rows, costs, metrics = [], {}, []
     for contestant in settings.contestants:
-        cost = _predict(contestant, settings, dataset, folder.path / contestant.file, total, device, batch, cache_tokens)
+        if not contestant.model.startswith(BASELINE):
+            _check_files(contestant)
+    checked_device(device)
+    folder.begin()
+    costs: dict[str, _Cost] = {}
+    for contestant in sorted(settings.contestants, key=lambda row: row.adapter is None):  # adapters first: one that does not fit its base shows at once
+        costs[contestant.name] = _predict(contestant, settings, dataset, folder.path / contestant.file, total, device, batch, cache_tokens)
+    rows, metrics = [], []
+    for contestant in settings.contestants:
+        cost = costs[contestant.name]
         scores, counts = _score(folder.path / contestant.file, dataset)
         metrics.append({"name": contestant.name, **counts, **scores.to_dict()})
-        costs[contestant.name] = cost.to_dict()
         figures = {name: getattr(scores, name) for name in ("weighted_f1", "macro_f1", "accuracy", "missing")}
         seconds = cost.seconds / cost.windows if cost.windows else None
         rows.append({"name": contestant.name, **figures, "malformed": counts["malformed"], "parameters": cost.parameters, "seconds_per_window": seconds})
     write_json(folder.path / "metrics.json", {"data": settings.data, "split": settings.split, "models": metrics})
     print(f"{total} windows of {settings.split}, {metrics[0]['events']} events, of which {metrics[0]['scored']} are scored\n\n{comparison(rows)}")
-    return folder.finish({"models": rows}, {"models": costs})
+    return folder.finish({"models": rows}, {"models": {name: cost.to_dict() for name, cost in costs.items()}})
+
+
+def _check_files(contestant: Contestant) -> None:
+    """See that a contestant's files are there and whole, before hours go into the others. Raises UserError."""
+    from harkd.qwen3.config import read_config
+    from harkd.qwen3.hub import ADAPTER_FILES, resolve
+    from harkd.qwen3.lora import read_adapter_config
+    from harkd.qwen3.tokenizer import load_tokenizer
+    from harkd.qwen3.weights import read_header, stored_tensors
+
+    read_config(resolve(contestant.model))
+    stored_tensors(resolve(contestant.model))
+    load_tokenizer(contestant.model)
+    if contestant.adapter is not None:
+        adapter = resolve(contestant.adapter, ADAPTER_FILES)
+        read_adapter_config(adapter)
+        read_header(adapter / "adapter_model.safetensors")
 
 
 def _predict(
@@ -154,7 +182,7 @@ def _predict(
         if contestant.model.startswith(BASELINE):
             answers = _baseline_answers(contestant, dataset, work)
         else:
-            answers = _model_answers(contestant, settings, dataset, work, len(done) < total, cost, device, batch, cache_tokens)
+            answers = _model_answers(contestant, settings, dataset, work, cost, device, batch, cache_tokens)
         start = time.perf_counter()
         with tqdm(total=total, initial=len(done), desc=contestant.name, unit="window", file=sys.stderr) as progress:
             for window, record in answers:
@@ -174,9 +202,9 @@ def _baseline_answers(contestant: Contestant, dataset: Dataset, work: Iterator[W
 
 
 def _model_answers(
-    contestant: Contestant, settings: EvalSettings, dataset: Dataset, work: Iterator[Window], needed: bool, cost: _Cost, device: str | None, batch: int, cache_tokens: int
+    contestant: Contestant, settings: EvalSettings, dataset: Dataset, work: Iterator[Window], cost: _Cost, device: str | None, batch: int, cache_tokens: int
 ) -> Iterator[tuple[Window, dict[str, Any]]]:
-    """Load the model when the first answer is asked for, and let it label the windows."""
+    """Load the model, and let it label the windows; its time is that of the answers alone."""
     from harkd.qwen3.tokenizer import load_tokenizer
     from harkd.qwen3.weights import load_model
     from harkd.sampling.generator import Generator
@@ -184,9 +212,13 @@ def _model_answers(
     model = load_model(contestant.model, checked_device(device), settings.dtype, contestant.adapter)
     parameters = list(model.parameters())
     cost.parameters, cost.bytes = sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
-    if not needed:
-        return
     generator = Generator(model, load_tokenizer(contestant.model), batch, cache_tokens)
+    return _answers(contestant, settings, dataset, work, cost, generator)
+
+
+def _answers(
+    contestant: Contestant, settings: EvalSettings, dataset: Dataset, work: Iterator[Window], cost: _Cost, generator: Generator
+) -> Iterator[tuple[Window, dict[str, Any]]]:
     windows: dict[str, Window] = {}
 
     def requests() -> Iterator[Any]:
@@ -249,10 +281,10 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     args = parser.parse_args(argv)
     parser.demand(args, "model", "data", "out")
-    parser.at_least_one(args, "limit", "batch")
+    parser.at_least_one(args, "limit", "batch", "cache_tokens")
     rows = contestants(args.model, args.adapter, args.thinking)
-    samplings = {mode: sampling_of(args, mode) for mode in {row.thinking for row in rows if not row.model.startswith(BASELINE)}}
-    rows = [Contestant(row.name, row.model, row.adapter, row.thinking, samplings.get(row.thinking)) for row in rows]
+    samplings = {thinking: sampling_of(args, thinking) for thinking in {row.thinking for row in rows if not row.model.startswith(BASELINE)}}
+    rows = [row if row.model.startswith(BASELINE) else replace(row, sampling=samplings[row.thinking]) for row in rows]
     settings = EvalSettings(tuple(rows), args.data, args.out, args.split, args.rules, args.limit, read_options(args), args.dtype)
     return evaluate(settings, device=args.device, batch=args.batch, cache_tokens=args.cache_tokens, overwrite=args.overwrite)
 

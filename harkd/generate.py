@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from harkd.doors import Parser, RunFolder, add_model_arguments, add_sampling_arguments, checked_device, enter, sampling_of
+from harkd.errors import UserError
 from harkd.homes.answer import ANSWER_FORM
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.events import Window
 from harkd.homes.prompt import TEMPLATE_VERSION, prompt
-from harkd.recognition import first_windows, read_answer, request
+from harkd.recognition import first_windows, mode, read_answer, request
 from harkd.sampling.sampler import Sampling, recommended
 
 FILES = ("traces.jsonl", "prompts.jsonl")
@@ -48,30 +49,33 @@ class GenerateSettings:
 def generate(settings: GenerateSettings, *, device: str | None = None, batch: int = 16, cache_tokens: int = 65536, overwrite: bool = False) -> dict[str, Any]:
     """Write a trace for every window and sample into `settings.out`; continue what is there.
 
-    Returns counts: windows, traces, correct (agreement 1), malformed, tokens. Raises UserError for a mistake in the settings.
+    Returns counts: traces wanted and written, correct (agreement 1), incomplete (an event without a label). Raises UserError for a mistake in the settings.
     """
     from tqdm import tqdm
 
     from harkd.distill.traces import TraceWriter
+    from harkd.qwen3.hub import ADAPTER_FILES, resolve
+
+    mode(settings.adapter, settings.thinking)
 
     dataset = read(settings.data, settings.options)
     total = settings.samples * sum(1 for _ in first_windows(dataset, settings.split, settings.limit))
-    folder = RunFolder(settings.out, asdict(settings), overwrite, FILES)
+    wanted = {name: value for name, value in asdict(settings).items() if name != "import_completions"}  # answers may come in several files
+    inputs = [resolve(settings.adapter, ADAPTER_FILES) / "adapter_model.safetensors"] if settings.adapter is not None else []
+    folder = RunFolder(settings.out, "generate", wanted, overwrite, FILES, inputs)
     if folder.result is not None:
         return folder.result
+    answering = _imported(settings, dataset) if settings.import_completions else _generated(settings, dataset, device, batch, cache_tokens)
+    folder.begin()
     counts: Counter[str] = Counter()
-    with TraceWriter(folder.path) as writer, tqdm(total=total, unit="trace", file=sys.stderr) as progress:
-        progress.update(len(writer.done))
-        work = _work(settings, dataset, writer.done)
-        answers = _imported(settings, work) if settings.import_completions else _generated(settings, work, device, batch, cache_tokens)
-        for window, answer in answers:
+    with TraceWriter(folder.path) as writer, tqdm(total=total, initial=len(writer.done), unit="trace", file=sys.stderr) as progress:
+        for window, answer in answering(_work(settings, dataset, frozenset(writer.done))):
             trace = _trace(settings, dataset, window, answer)
-            if (trace.window, trace.sample) not in writer.done:
-                writer.write(trace)
-                progress.update()
-                counts.update(trace.tokens)
+            writer.write(trace)
+            progress.update()
+            counts.update(trace.tokens)
     result = _summary(settings, folder.path, total)
-    return folder.finish(result, {f"{name}_tokens": count for name, count in counts.items()})
+    return folder.finish(result, {f"{name}_tokens": count for name, count in counts.items()}, complete=result["traces"] >= total)
 
 
 @dataclass(frozen=True)
@@ -84,50 +88,62 @@ class _Written:
     tokens: dict[str, int]
 
 
-def _work(settings: GenerateSettings, dataset: Dataset, done: set[tuple[str, int]]) -> Iterator[tuple[Window, int]]:
+Work = Iterable[tuple[Window, int]]  # windows and samples that lack a trace
+Answering = Callable[[Work], Iterator[tuple[Window, _Written]]]
+
+
+def _work(settings: GenerateSettings, dataset: Dataset, done: Set[tuple[str, int]]) -> Iterator[tuple[Window, int]]:
     for window in first_windows(dataset, settings.split, settings.limit):
         for sample in range(settings.samples):
             if (window.id, sample) not in done:
                 yield window, sample
 
 
-def _generated(
-    settings: GenerateSettings, work: Iterable[tuple[Window, int]], device: str | None, batch: int, cache_tokens: int
-) -> Iterator[tuple[Window, _Written]]:
-    """Run the teacher here, many windows at a time."""
+def _generated(settings: GenerateSettings, dataset: Dataset, device: str | None, batch: int, cache_tokens: int) -> Answering:
+    """Load the teacher, to be run here, on many windows at a time."""
     from harkd.qwen3.tokenizer import load_tokenizer
     from harkd.qwen3.weights import load_model
     from harkd.sampling.generator import Generator
 
     tokenizer = load_tokenizer(settings.model)
     model = load_model(settings.model, checked_device(device), settings.dtype, settings.adapter)
-    dataset = read(settings.data, settings.options)
-    windows: dict[str, Window] = {}  # those whose completions are on their way
+    generator = Generator(model, tokenizer, batch, cache_tokens)
+    windows: dict[tuple[str, int], Window] = {}  # those whose completions are on their way
 
-    def requests() -> Iterator[Any]:
+    def requests(work: Work) -> Iterator[Any]:
         for window, sample in work:
-            windows[window.id] = window
+            windows[window.id, sample] = window
             yield request(dataset.home(window.home), window, thinking=settings.thinking, sampling=settings.sampling, rules=settings.rules, sample=sample)
 
-    for done in Generator(model, tokenizer, batch, cache_tokens).generate(requests()):
-        tokens = {"prompt": done.prompt_tokens, "completion": len(done.ids)}
-        yield windows[done.request.window], _Written(done.request.sample, done.text, done.finish_reason, tokens)
+    def answering(work: Work) -> Iterator[tuple[Window, _Written]]:
+        for done in generator.generate(requests(work)):
+            tokens = {"prompt": done.prompt_tokens, "completion": len(done.ids)}
+            yield windows.pop((done.request.window, done.request.sample)), _Written(done.request.sample, done.text, done.finish_reason, tokens)
+
+    return answering
 
 
-def _imported(settings: GenerateSettings, work: Iterable[tuple[Window, int]]) -> Iterator[tuple[Window, _Written]]:
-    """Read a teacher's answers from a file; windows that it does not answer are told."""
+def _imported(settings: GenerateSettings, dataset: Dataset) -> Answering:
+    """Read a teacher's answers from a file; how many prompts it leaves without an answer is told."""
     from harkd.distill.batch_file import read_completions
 
-    completions = read_completions(Path(settings.import_completions))
-    missing = 0
-    for window, sample in work:
-        found = completions.get((window.id, sample))
-        if found is None:
-            missing += 1
-        else:
-            yield window, _Written(sample, *found)
-    if missing:
-        print(f"{settings.import_completions} holds no answer to {missing} of the prompts", file=sys.stderr)
+    file = settings.import_completions
+    completions = read_completions(Path(file))
+    if not any((window.id, sample) in completions for window, sample in _work(settings, dataset, set())):
+        raise UserError(f"{file} answers none of the prompts: give --data, --split, --samples and --limit as with --export-prompts")
+
+    def answering(work: Work) -> Iterator[tuple[Window, _Written]]:
+        missing = 0
+        for window, sample in work:
+            found = completions.get((window.id, sample))
+            if found is None:
+                missing += 1
+            else:
+                yield window, _Written(sample, *found)
+        if missing:
+            print(f"{file} holds no answer to {missing} of the prompts; import another file to go on", file=sys.stderr)
+
+    return answering
 
 
 def _trace(settings: GenerateSettings, dataset: Dataset, window: Window, written: _Written):
@@ -151,24 +167,30 @@ def _summary(settings: GenerateSettings, folder: Path, total: int) -> dict[str, 
     """Count what the folder holds, from the file itself: a continued run counts all of it."""
     from harkd.distill.traces import read_traces
 
-    traces = correct = malformed = 0
+    traces = correct = incomplete = 0
     causes: Counter[str] = Counter()
     for trace in read_traces(folder):
         traces += 1
         correct += trace.agreement == 1
-        malformed += None in trace.answer
+        incomplete += None in trace.answer
         causes.update(trace.causes)
-    print(f"{traces} of {total} traces in {folder}: {correct} agree with the truth on every scored event, {malformed} leave an event without a label", file=sys.stderr)
-    return {"out": settings.out, "model": settings.model, "wanted": total, "traces": traces, "correct": correct, "malformed": malformed, "causes": dict(causes)}
+    print(f"{traces} of {total} traces in {folder}: {correct} agree with the truth on every scored event, {incomplete} leave an event without a label", file=sys.stderr)
+    return {"out": settings.out, "model": settings.model, "wanted": total, "traces": traces, "correct": correct, "incomplete": incomplete, "causes": dict(causes)}
 
 
 def export_prompts(settings: GenerateSettings, file: Path) -> dict[str, Any]:
-    """Write the prompts of all windows and samples as an OpenAI-style batch file."""
+    """Write the prompts as an OpenAI-style batch file: of all windows and samples, but for those whose traces `settings.out` holds."""
     from harkd.distill.batch_file import write_prompts
+    from harkd.distill.traces import TRACES, read_traces
 
     dataset = read(settings.data, settings.options)
-    work = ((window, sample, prompt(dataset.home(window.home), window, rules=settings.rules)) for window, sample in _work(settings, dataset, set()))
-    count = write_prompts(file, work, settings.model, settings.thinking, settings.sampling)
+    known = settings.out and (Path(settings.out) / TRACES).exists()
+    done = {(trace.window, trace.sample) for trace in read_traces(Path(settings.out))} if known else set()
+    work = ((window, sample, prompt(dataset.home(window.home), window, rules=settings.rules)) for window, sample in _work(settings, dataset, done))
+    try:
+        count = write_prompts(file, work, settings.model, settings.thinking, settings.sampling)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from None
     return {"exported": count, "file": str(file)}
 
 
@@ -180,12 +202,12 @@ def _parser() -> Parser:
     parser.add_argument("--split", default="train", help="train, validation, test or all")
     parser.add_argument("--out", help="the run's folder")
     parser.add_argument("--samples", type=int, default=1, help="answers per window")
-    parser.add_switch("--thinking", True, "reason before the answer")
+    parser.add_switch("--thinking", None, "reason before the answer; as the adapter was trained, else yes")
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
     parser.add_argument("--limit", type=int, help="only the first so many windows")
     parser.add_argument("--overwrite", action="store_true", help="start anew where --out holds a run")
-    parser.add_argument("--export-prompts", metavar="FILE", help="write the prompts as a batch file, and stop")
-    parser.add_argument("--import-completions", metavar="FILE", help="take the answers from a batch's output file")
+    parser.add_argument("--export-prompts", metavar="FILE", help="write the prompts, but for those that --out has traces of, as a batch file, and stop")
+    parser.add_argument("--import-completions", metavar="FILE", help="take the answers from a batch's output file; several files may be imported one after the other")
     add_data_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser)
@@ -196,10 +218,11 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     args = parser.parse_args(argv)
     parser.demand(args, "model", "data", *([] if args.export_prompts else ["out"]))
-    parser.at_least_one(args, "samples", "limit", "batch")
+    parser.at_least_one(args, "samples", "limit", "batch", "cache_tokens")
+    thinking = mode(args.adapter, args.thinking)
     settings = GenerateSettings(
-        model=args.model, adapter=args.adapter, data=args.data, out=args.out or "", split=args.split, samples=args.samples, thinking=args.thinking,
-        rules=args.rules, limit=args.limit, sampling=sampling_of(args, args.thinking), options=read_options(args), dtype=args.dtype,
+        model=args.model, adapter=args.adapter, data=args.data, out=args.out or "", split=args.split, samples=args.samples, thinking=thinking,
+        rules=args.rules, limit=args.limit, sampling=sampling_of(args, thinking), options=read_options(args), dtype=args.dtype,
         import_completions=args.import_completions,
     )  # fmt: skip
     if args.export_prompts:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from harkd.errors import UserError
-from harkd.homes.answer import Answer, parse_answer
+from harkd.homes.answer import ANSWER_FORM, Answer, parse_answer
 from harkd.homes.dataset import Dataset
 from harkd.homes.events import Home, Window
-from harkd.homes.prompt import prompt
+from harkd.homes.prompt import TEMPLATE_VERSION, prompt
 from harkd.qwen3.template import chat, split_prefix
 from harkd.sampling.generator import Request
 from harkd.sampling.sampler import Sampling
@@ -31,13 +32,26 @@ def read_answer(text: str, finish_reason: str, window: Window | int, labels: Seq
     return parse_answer(text, window, labels)
 
 
+def mode(adapter: str | None, thinking: bool | None) -> bool:
+    """Whether to reason: as asked for, else as the adapter was trained, else yes. Raises UserError where its prompt, answer form or mode are others."""
+    from harkd.qwen3.hub import ADAPTER_FILES, resolve
+    from harkd.qwen3.lora import read_notes
+
+    notes = read_notes(resolve(adapter, ADAPTER_FILES)) if adapter is not None else {}
+    for name, here in (("template", TEMPLATE_VERSION), ("answer_form", ANSWER_FORM)):
+        if notes.get(name, here) != here:
+            raise UserError(f"the adapter {adapter} was trained with {name} {notes[name]!r}, and this version of harkd uses {here!r}: train it again")
+    trained = notes.get("thinking")
+    if None not in (trained, thinking) and trained != thinking:
+        raise UserError(f"the adapter {adapter} was trained {'with' if trained else 'without'} reasoning: leave --thinking and --no-thinking out")
+    return trained if trained is not None else thinking is not False
+
+
 def first_windows(dataset: Dataset, split: str, limit: int | None) -> Iterator[Window]:
     """The windows of a split, the first `limit` of them. Raises UserError where there is none."""
-    count = 0
-    for window in dataset.windows(split):
-        if limit is not None and count == limit:
-            return
-        count += 1
-        yield window
-    if not count:
+    windows = islice(dataset.windows(split), limit)
+    first = next(windows, None)
+    if first is None:
         raise UserError(f"the split {split!r} of {dataset.name} holds no window")
+    yield first
+    yield from windows

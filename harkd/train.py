@@ -9,6 +9,8 @@ distillation result needs, and the way to train a teacher on a data set. Killed 
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,14 +18,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from harkd.doors import Parser, RunFolder, add_model_arguments, checked_device, enter
+from harkd.doors import Parser, RunFolder, add_model_arguments, checked_device, enter, file_digest
 from harkd.errors import UserError
+from harkd.files import write_json
 from harkd.homes.answer import ANSWER_FORM
 from harkd.homes.dataset import ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.prompt import TEMPLATE_VERSION
 
 if TYPE_CHECKING:
+    from harkd.distill.loop import LoopSettings
     from harkd.distill.examples import TrainingExample
+    from harkd.qwen3.lora import LoraConfig
     from harkd.qwen3.tokenizer import Tokenizer
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "harkd.json", "last.safetensors", "best.safetensors", "metrics.jsonl")
@@ -62,16 +67,21 @@ def train(settings: TrainSettings, *, device: str | None = None, export: str | N
 
     Returns steps, losses and counts of examples. Raises UserError for a mistake in the settings.
     """
-    from harkd.qwen3.hub import resolve
+    from harkd.distill.loop import LoopSettings
+    from harkd.distill.traces import TRACES
     from harkd.qwen3.lora import LoraConfig
 
     _check(settings)
     lora = LoraConfig(settings.lora_rank, settings.lora_alpha, settings.target_modules)
-    resolve(settings.model)
-    folder = RunFolder(settings.out, asdict(settings), overwrite, FILES)
+    loop = LoopSettings(lr=settings.lr, epochs=settings.epochs, batch_tokens=settings.batch_tokens, seed=settings.seed, save_every=20)
+    traces = Path(settings.traces or "")
+    inputs = [traces / TRACES if traces.is_dir() else traces] if settings.traces is not None else []
+    folder = RunFolder(settings.out, "train", asdict(settings), overwrite, FILES, inputs)
     result = folder.result
     if result is None:
-        result = _train(settings, lora, folder, device)
+        if export is not None:
+            _check_empty(Path(export))  # now, not after hours
+        result = _train(settings, lora, loop, folder, device)
     if export is not None:
         result = {**result, "export": export_merged(settings.model, settings.out, Path(export), settings.dtype)}
     return result
@@ -85,14 +95,19 @@ def _check(settings: TrainSettings) -> None:
         raise UserError(f"--train-on {settings.train_on} learns from traces: name the folder that harkd.generate wrote with --traces")
     if settings.train_on == "truth" and settings.traces is not None:
         raise UserError("--train-on truth learns from --data: leave --traces out")
+    if settings.train_on != "truth" and (settings.data is not None or settings.limit is not None):
+        raise UserError(f"--train-on {settings.train_on} learns from --traces: leave --data and --limit out")
+    if not 0 < settings.lora_alpha < float("inf"):
+        raise UserError(f"--lora-alpha must be above 0, not {settings.lora_alpha}")
     if not 0 <= settings.validation < 1:
         raise UserError(f"--validation must be at least 0 and below 1, not {settings.validation}")
     if not 0 <= settings.min_agreement <= 1:
         raise UserError(f"--min-agreement must be between 0 and 1, not {settings.min_agreement}")
 
 
-def _train(settings: TrainSettings, lora, folder: RunFolder, device: str | None) -> dict[str, Any]:
-    from harkd.distill import loop
+def _train(settings: TrainSettings, lora: LoraConfig, loop: LoopSettings, folder: RunFolder, device: str | None) -> dict[str, Any]:
+    from harkd.distill.loop import epoch_steps
+    from harkd.distill.loop import train as train_loop
     from harkd.distill.examples import preview
     from harkd.qwen3.lora import add_lora, fingerprint, save_adapter
     from harkd.qwen3.tokenizer import load_tokenizer
@@ -107,10 +122,9 @@ def _train(settings: TrainSettings, lora, folder: RunFolder, device: str | None)
         "answer_form": ANSWER_FORM, "train_on": settings.train_on,
     }  # fmt: skip
     parameters = add_lora(model, lora, settings.seed)
-    loop_settings = loop.LoopSettings(lr=settings.lr, epochs=settings.epochs, batch_tokens=settings.batch_tokens, seed=settings.seed, save_every=20)
-    steps = sum(len(loop.epoch_steps(learn, loop_settings, epoch)) for epoch in range(settings.epochs))
-    with _progress(steps) as log:
-        outcome = loop.train(model, parameters, learn, validate, loop_settings, folder.path, vocab_size=tokenizer.vocab_size, log=log)
+    folder.begin()
+    with _Progress(sum(len(epoch_steps(learn, loop, epoch)) for epoch in range(settings.epochs))) as log:
+        outcome = train_loop(model, parameters, learn, validate, loop, folder.path, vocab_size=tokenizer.vocab_size, log=log)
     save_adapter(folder.path, parameters, lora, settings.model, notes)
     result = {"out": settings.out, "examples": len(learn), "validation_examples": len(validate), "trained_parameters": sum(p.numel() for p in parameters.values())}
     return folder.finish({**result, **asdict(outcome)}, {"tokens_per_epoch": sum(len(example.ids) for example in learn)})
@@ -158,7 +172,7 @@ def hold_out(items: Iterable[Grouped], fraction: float, seed: int) -> tuple[list
     return [item for item in items if item.group not in held_out], [item for item in items if item.group in held_out]
 
 
-class _progress:
+class _Progress:
     """A progress bar on stderr that shows the last losses: the loop's `log`."""
 
     def __init__(self, steps: int) -> None:
@@ -166,7 +180,7 @@ class _progress:
 
         self.bar, self.shown = tqdm(total=steps, unit="step", file=sys.stderr), {}
 
-    def __enter__(self) -> _progress:
+    def __enter__(self) -> _Progress:
         return self
 
     def __call__(self, record: dict[str, Any]) -> None:
@@ -179,15 +193,31 @@ class _progress:
 
 
 def export_merged(model: str, adapter: str, out: Path, dtype: str | None = None) -> str:
-    """Merge an adapter into its base, in float32, and write a Hugging Face folder that transformers and vLLM load."""
+    """Merge an adapter into its base, in float32, and write a Hugging Face folder that transformers and vLLM load, whole or not at all.
+
+    `harkd.json` there tells what was merged: the same export a second time finds that it is done. Raises UserError where the folder holds anything else.
+    """
     from harkd.qwen3.hub import resolve
     from harkd.qwen3.lora import merge
     from harkd.qwen3.weights import load_model, save_model
 
+    merged = {"base": model, "dtype": dtype, "adapter": adapter, "adapter_digest": file_digest(Path(adapter) / "adapter_model.safetensors")}
+    if (out / "harkd.json").is_file() and json.loads((out / "harkd.json").read_text(encoding="utf-8")) == merged:
+        print(f"{out} is done", file=sys.stderr)
+        return str(out)
+    _check_empty(out)
+    target = out.resolve()
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    save_model(merge(load_model(model, "cpu", dtype, adapter)), partial, resolve(model))
+    write_json(partial / "harkd.json", merged)
+    partial.replace(target)
+    return str(out)
+
+
+def _check_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty: name another folder with --export")
-    save_model(merge(load_model(model, "cpu", dtype, adapter)), out, resolve(model))
-    return str(out)
 
 
 def _parser() -> Parser:

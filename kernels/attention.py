@@ -20,6 +20,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -115,8 +116,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, cache_layer
 
 def store(k: Tensor, v: Tensor, slots: Tensor, cache_layer: CacheLayer) -> None:
     """Write new keys and values [T, K, D] to their slots [T] in the cache."""
-    cache_layer.keys.flatten(0, 1).index_copy_(0, slots, k)
-    cache_layer.values.flatten(0, 1).index_copy_(0, slots, v)
+    cache_layer.keys.view(-1, *k.shape[1:]).index_copy_(0, slots, k)
+    cache_layer.values.view(-1, *v.shape[1:]).index_copy_(0, slots, v)
 
 
 def _behind_prefix(
@@ -134,15 +135,17 @@ def _behind_prefix(
 def _read(cache_layer: CacheLayer, table: list[int], length: int) -> tuple[Tensor, Tensor]:
     """The first `length` tokens of a table's pages, each [K, length, D]: a view where the pages lie one behind the other, else a copy."""
     pages = table[: -(-length // cache_layer.keys.shape[1])]
-    first, last = pages[0], pages[-1]
+    first, last = (pages[0], pages[-1]) if pages else (0, -1)
     where = slice(first, last + 1) if pages == list(range(first, last + 1)) else pages
-    keys, values = (pages[where].flatten(0, 1)[:length].transpose(0, 1) for pages in cache_layer)
+    keys, values = (stored[where].flatten(0, 1)[:length].transpose(0, 1) for stored in cache_layer)
     return keys, values
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One sequence: q [n, H, D] over k, v [K, m, D], of which the last n are the new tokens' own. Returns [n, H, D]."""
     (n, heads, dim), (kv_heads, m, _) = q.shape, k.shape
+    if n == 1:  # it sees every key: there is nothing to mask, and torch's fused product is several times faster on so few rows
+        return F.scaled_dot_product_attention(q.reshape(1, kv_heads, -1, dim), k[None], v[None]).reshape(1, heads, dim)
     grouped = (q * dim**-0.5).view(n, kv_heads, -1, dim).permute(1, 2, 0, 3)  # [K, H/K, n, D]
     scores = grouped.reshape(kv_heads, -1, dim) @ k.transpose(1, 2)  # [K, H/K * n, m]
     if n > 1:

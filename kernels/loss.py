@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
@@ -57,6 +58,7 @@ class _FrozenHead(torch.autograd.Function):
         return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * grad[:, None]).to(gradient.dtype), None, None, None

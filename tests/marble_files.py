@@ -30,3 +30,10 @@ def recording(root: Path, id: str, subjects: str, events: int, day: int = 0) -> 
     environment(root / id, *(("R7", ("ON", "OFF")[n % 2], start + n, subjects[n // 2 % len(subjects)]) for n in range(events)))
     for subject in subjects:
         labels(root / id, subject, (start, start + events, "COOKING"))
+
+
+def marble(root: Path, days: int = 4, events: int = 4) -> Path:
+    """A data set of one short recording a day, each a group of its own. Returns `root`."""
+    for day in range(days):
+        recording(root, f"A1a/instance{day + 1}", "1", events, day)
+    return root

@@ -61,7 +61,7 @@ def test_a_write_that_fails_leaves_the_one_before(stored, monkeypatch):
             out.write(before[: len(before) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", half)
+    monkeypatch.setattr("harkd.tensors.save_file", half)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path.parent, "last", *make(2), FACTS)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]

@@ -57,8 +57,9 @@ def read_completions(path: Path) -> dict[tuple[str, int], Completion]:
         window, _, sample = str(record.get("custom_id")).rpartition("#")
         if not window or not sample.isascii() or not sample.isdigit():
             raise UserError(f"{path}, line {number}: custom_id {record.get('custom_id')!r} is not of the form WINDOW#SAMPLE")
-        body = (record.get("response") or {}).get("body") if isinstance(record.get("response") or {}, dict) else None
-        if record.get("error") or not body:
+        response = record.get("response") if isinstance(record.get("response"), dict) else {}
+        body = response.get("body")
+        if record.get("error") or not body or response.get("status_code", 200) != 200:  # OpenAI's has the error in its body
             failed += 1
             continue
         completions.setdefault((window, int(sample)), _completion(body, path, number))
@@ -72,9 +73,9 @@ def _completion(body: Mapping[str, Any], path: Path, number: int) -> Completion:
         choice = body["choices"][0]
         message, usage = choice["message"], body.get("usage") or {}
         reasoning, content = message.get("reasoning_content") or message.get("reasoning") or "", message.get("content") or ""
-        tokens = {"prompt": int(usage.get("prompt_tokens", 0)), "completion": int(usage.get("completion_tokens", 0))}
+        tokens = {"prompt": int(usage.get("prompt_tokens") or 0), "completion": int(usage.get("completion_tokens") or 0)}
         finish_reason = str(choice.get("finish_reason") or "stop")
-        text = f"{OPEN}\n{reasoning.strip()}\n{CLOSE}\n\n{content}" if reasoning else content
+        text = f"{OPEN}\n{reasoning.strip()}\n{CLOSE}\n\n" + content if reasoning else content
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can hold, is no text
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}, line {number}: the response does not have the form of a chat completion ({error!r})") from None

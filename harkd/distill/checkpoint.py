@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harkd.distill.optimiser import AdamW
 from harkd.errors import UserError
-from harkd.files import replacing
+from harkd.tensors import write_tensors
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ def save(folder: Path, name: str, parameters: Mapping[str, nn.Parameter], optimi
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     text = json.dumps(dict(facts))
     path = _path(folder, name)
-    with replacing(path) as file:
-        save_file(tensors, file.name, metadata={"harkd": text, "crc32": json.dumps(_checksums(tensors, text))})
+    write_tensors(path, tensors, {"harkd": text, "crc32": json.dumps(_checksums(tensors, text))})
     return path
 
 

@@ -41,7 +41,9 @@ def template_of(traces: Sequence[Trace]) -> str:
     return versions[0]
 
 
-def examples_from_traces(traces: Iterable[Trace], tokenizer: Tokenizer, train_on: str, counts: Counter[str] | None = None) -> list[TrainingExample]:
+def examples_from_traces(
+    traces: Iterable[Trace], tokenizer: Tokenizer, train_on: str, counts: Counter[str] | None = None
+) -> list[TrainingExample]:
     """Tokenise traces that `select` kept, for train_on "reasoning" or "answer".
 
     Traces without reasoning are left out of "reasoning", and counted in counts["without reasoning"].

@@ -98,10 +98,11 @@ def train(
     optimiser = AdamW(parameters, settings.weight_decay)
 
     # 2. Continue what was killed
+    folder = Path(folder)
     digest = run_digest(settings, parameters, train_examples, validation_examples)
-    result = _resume(Path(folder), digest, parameters, optimiser)
-    run = _Run(model, optimiser, validation_examples, settings, vocab_size, Path(folder), digest, result, log, on_best)
-    with _open_metrics(run.folder / METRICS, result.step) as run.metrics:
+    result = _resume(folder, digest, parameters, optimiser)
+    run = _Run(model, optimiser, validation_examples, settings, vocab_size, folder, digest, result, log, on_best)
+    with _open_metrics(folder / METRICS, result.step) as run.metrics:
         if result.step == 0:
             run.result = replace(result, start_loss=run.validate(0))
         for step in range(result.step, len(schedule)):
@@ -170,7 +171,10 @@ def validation_loss(model: Qwen3, examples: Sequence[TrainingExample], batch_tok
 
 
 def run_digest(
-    settings: LoopSettings, parameters: Mapping[str, nn.Parameter], train_examples: Sequence[TrainingExample], validation_examples: Sequence[TrainingExample]
+    settings: LoopSettings,
+    parameters: Mapping[str, nn.Parameter],
+    train_examples: Sequence[TrainingExample],
+    validation_examples: Sequence[TrainingExample],
 ) -> str:
     """16 hex digits of all that a run depends on but the frozen weights: settings, shapes of the parameters, examples."""
     shapes = {name: [str(parameter.dtype), *parameter.shape] for name, parameter in parameters.items()}

@@ -30,6 +30,8 @@ class Cache:
         free = [page for page, is_free in enumerate(self.free) if is_free]
         if len(free) < need:
             return None
+        if need == 0:
+            return []
         runs = (free[i : i + need] for i in range(len(free) - need + 1) if free[i + need - 1] - free[i] == need - 1)
         pages = next(runs, free[:need])
         for page in pages:

@@ -7,6 +7,7 @@ because nobody can say that it changes nothing. Source of the fields: config.jso
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ def check_config(fields: Mapping[str, Any], source: Path | str) -> Qwen3Config:
     for name, allowed in _DEMANDED.items():
         if name in fields and fields[name] not in allowed:
             raise UserError(f"{source}: {name} = {fields[name]!r} is not supported (only {allowed[0]!r})")
-    if any(kind != "full_attention" for kind in fields.get("layer_types") or ()):
+    layer_types = fields.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
         raise UserError(f"{source}: layer_types other than 'full_attention' are not supported")
     known = {*_REQUIRED, *_OPTIONAL, *_DEMANDED, *_IGNORED}
     for name, value in fields.items():
@@ -99,7 +101,7 @@ def _positive_int(fields: Mapping[str, Any], name: str, source: Path | str) -> i
 
 def _of_type(fields: Mapping[str, Any], name: str, kind: type, source: Path | str) -> Any:
     value = fields[name]
-    if type(value) is not kind or (kind is not bool and value <= 0):
+    if type(value) is not kind or (kind is not bool and not 0 < value < math.inf):
         raise UserError(f"{source}: {name} must be a {'positive ' if kind is not bool else ''}{kind.__name__}, not {value!r}")
     return value
 
@@ -107,11 +109,13 @@ def _of_type(fields: Mapping[str, Any], name: str, kind: type, source: Path | st
 def _rope_theta(fields: Mapping[str, Any], source: Path | str) -> float:
     """The base of the rotary frequencies: `rope_theta`, or `rope_parameters` as transformers 5 writes it."""
     rope = fields.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise UserError(f"{source}: rope_parameters must be an object, not {rope!r}")
     unsupported = {name: value for name, value in rope.items() if name not in ("rope_type", "rope_theta")}
     if rope.get("rope_type", "default") != "default" or unsupported:
         raise UserError(f"{source}: rope_parameters = {rope!r} is not supported (only the default type)")
     theta = rope.get("rope_theta", fields.get("rope_theta"))
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0:
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
         raise UserError(f"{source}: rope_theta must be a positive number, not {theta!r}")
     return float(theta)
 

@@ -22,10 +22,19 @@ from torch import Tensor, nn
 
 from harkd.errors import UserError
 from harkd.files import write_json
-from harkd.qwen3.model import Qwen3
+from harkd.qwen3.model import Linear, Qwen3
+from harkd.tensors import read_header, read_into, write_tensors
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PEFT_PREFIX = "base_model.model."
+# fields of adapter_config.json that change nothing in a stored adapter, or are read; any other must be empty or have one of the plain values
+_NEUTRAL = {
+    "peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
+    "revision", "inference_mode", "lora_dropout", "layers_pattern", "megatron_core", "loftq_config", "eva_config", "qalora_group_size",
+    "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+# other ways to draw the first A and B change the base's weights, so that the adapter would not fit the ones on disk
+_PLAIN = {"bias": ("none", None), "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal")}
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class LoraConfig:
     rslora: bool = False
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.target_modules if name not in PROJECTIONS]
+        unknown = [str(name) for name in self.target_modules if name not in PROJECTIONS]
         if unknown or not self.target_modules:
             raise UserError(f"LoRA's target modules must be among {', '.join(PROJECTIONS)}, not {', '.join(unknown) or 'none'}")
         if self.r < 1:
@@ -102,30 +111,30 @@ def merge(model: Qwen3) -> Qwen3:
             wide = torch.promote_types(layer.weight.dtype, torch.float32)
             merged = layer.weight.to(wide) + layer.scale * (layer.lora_B.to(wide) @ layer.lora_A.to(wide))
             layer.weight.copy_(merged)
-        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        with torch.device("meta"):
+            plain = Linear(layer.in_features, layer.out_features)
         plain.weight = layer.weight
         setattr(model.get_submodule(parent), leaf, plain)
     return model
 
 
 def fingerprint(model: Qwen3) -> str:
-    """16 hex digits that tell one base model from another: of its sizes and of a few of its rows in bfloat16, whatever dtype it was loaded in."""
+    """16 hex digits that tell one base model from another: of its sizes and of the signs of some of its weights, which no dtype changes."""
     digest = hashlib.sha256(json.dumps({**model.config.to_dict(), "torch_dtype": None}, sort_keys=True).encode())
     layer = model.model.layers[-1]
-    for tensor in (model.model.embed_tokens.weight[:8], layer.self_attn.q_proj.weight[:1], layer.mlp.down_proj.weight[:1], model.model.norm.weight):
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    for weight in (model.model.embed_tokens.weight, layer.self_attn.q_proj.weight, layer.mlp.down_proj.weight):
+        digest.update(torch.signbit(weight.detach()[:64]).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def save_adapter(folder: Path, parameters: Mapping[str, Tensor], config: LoraConfig, base: str, notes: Mapping[str, Any]) -> None:
     """Write an adapter in PEFT's layout, and `notes` (template, thinking, answer form, base fingerprint, ...) into harkd.json beside it."""
-    from harkd.qwen3.weights import write_tensors
-
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter_model.safetensors", parameters)
     write_json(folder / "harkd.json", dict(notes))
+    alpha = int(config.alpha) if config.alpha % 1 == 0 else config.alpha  # PEFT and vLLM declare an int
     fields = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.r, "lora_alpha": config.alpha,
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.r, "lora_alpha": alpha,
         "target_modules": list(config.target_modules), "lora_dropout": 0.0, "bias": "none", "use_rslora": config.rslora, "fan_in_fan_out": False,
         "inference_mode": True, "modules_to_save": None,
     }  # fmt: skip
@@ -144,18 +153,14 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         raise UserError(f"{path} cannot be read: {error!r}") from None
     if kind != "LORA" or not isinstance(targets, Sequence) or isinstance(targets, str):
         raise UserError(f"{path}: only peft_type LORA with a list of target_modules is supported")
-    plain = {"bias": ("none",), "use_dora": (False,), "fan_in_fan_out": (False,), "lora_bias": (False,)}
-    empty = ("modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "layer_replication", "exclude_modules", "target_parameters", "trainable_token_indices")
-    for name, allowed in {**plain, **dict.fromkeys(empty, (None, {}, []))}.items():
-        if fields.get(name, allowed[0]) not in allowed and fields[name] is not None:
-            raise UserError(f"{path}: {name} = {fields[name]!r} is not supported")
+    for name, value in fields.items():
+        if name not in _NEUTRAL and value not in _PLAIN.get(name, (None, False, [], {})):
+            raise UserError(f"{path}: {name} = {value!r} is not supported")
     return LoraConfig(r, alpha, tuple(sorted(targets, key=str)), bool(fields.get("use_rslora")))
 
 
 def load_adapter(model: Qwen3, folder: Path) -> LoraConfig:
     """Put a stored adapter on a model, in place: each tensor used exactly once. Raises UserError where it belongs to another base."""
-    from harkd.qwen3.weights import read_header, read_into
-
     config = read_adapter_config(folder)
     notes, base = read_notes(folder), fingerprint(model)
     if notes.get("base_fingerprint", base) != base:
@@ -166,6 +171,7 @@ def load_adapter(model: Qwen3, folder: Path) -> LoraConfig:
         name for name, parameter in parameters.items() if stored[name].shape != tuple(parameter.shape)
     ]
     if different:
+        merge(model)  # an empty adapter: the model is left as it was
         raise UserError(f"the adapter {folder} does not fit this base model: {different[0]} is missing, unknown or of another shape")
     for name, parameter in parameters.items():
         read_into(stored[name], parameter)
@@ -179,4 +185,6 @@ def read_notes(folder: Path) -> dict[str, Any]:
         notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    return notes if isinstance(notes, dict) else {}
+    if not isinstance(notes, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return notes

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harkd.kernels.attention import Sequences, attention
+from harkd.kernels.attention import CacheLayer, Sequences, attention
 from harkd.kernels.loss import cross_entropy
 from harkd.qwen3.cache import Cache
 from harkd.qwen3.config import Qwen3Config
@@ -50,6 +50,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+class Linear(nn.Linear):
+    """y = x W^T. Its weight is not drawn, since a checkpoint or `initialise` fills it: drawing on the meta device imports 70 MB of torch for nothing."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Leave the weight as it is."""
+
+
 class Attention(nn.Module):
     """Grouped-query attention with RMSNorm over the head size on q and k before the rotation."""
 
@@ -57,14 +67,14 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         width, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, width)
+        self.k_proj = Linear(config.hidden_size, keys)
+        self.v_proj = Linear(config.hidden_size, keys)
+        self.o_proj = Linear(width, config.hidden_size)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], sequences: Sequences, cache_layer=None) -> Tensor:
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], sequences: Sequences, cache_layer: CacheLayer | None = None) -> Tensor:
         heads = (len(x), -1, self.head_dim)
         q = rotate(self.q_norm(self.q_proj(x).view(heads)), *angles)  # [T, H, D]
         k = rotate(self.k_norm(self.k_proj(x).view(heads)), *angles)  # [T, K, D]
@@ -77,9 +87,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -95,7 +105,7 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, angles: tuple[Tensor, Tensor], sequences: Sequences, cache_layer=None) -> Tensor:
+    def forward(self, hidden: Tensor, angles: tuple[Tensor, Tensor], sequences: Sequences, cache_layer: CacheLayer | None = None) -> Tensor:
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), angles, sequences, cache_layer)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
@@ -105,7 +115,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.hidden_size), freeze=False)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -118,7 +128,7 @@ class Qwen3(nn.Module):
         self.config = config
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
     @property
     def device(self) -> torch.device:

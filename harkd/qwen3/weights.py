@@ -1,111 +1,40 @@
-"""Weights from safetensors files into a model, strictly and without a second copy; and a model back into a Hugging Face folder.
-
-A safetensors file is: 8 bytes, the length N of the header (little endian); N bytes of JSON, {name: {dtype, shape, data_offsets: [begin, end]}}; the bytes of all tensors.
-Source: the format's description in the safetensors repository. The header is checked against the file's size; each tensor's byte range is then read straight into the parameter
-(or, where dtype or device differ, through a small buffer), because mapping the file into memory would count the weights twice.
-"""
+"""Weights from a Hugging Face folder into a model, strictly and without a second copy; and a model back into such a folder."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from harkd.errors import UserError
-from harkd.files import replacing, write_json
+from harkd.files import write_json
 from harkd.qwen3.config import read_config
 from harkd.qwen3.hub import ADAPTER_FILES, resolve
+from harkd.qwen3.lora import load_adapter
 from harkd.qwen3.model import Qwen3
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_BUFFER = 16 << 20  # bytes read at a time where dtype or device differ
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where one tensor lies: file, dtype, shape, first byte and number of bytes."""
-
-    path: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    size: int
-
-
-def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file. Raises UserError where the file is truncated or its header does not fit its size."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise UserError(f"{path} is truncated or no safetensors file: {size} bytes, of which the header claims {length + 8}")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        stored = {name: _stored(path, entry, 8 + length) for name, entry in header.items()}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} has a damaged safetensors header: {error!r}") from None
-    for name, tensor in stored.items():
-        if tensor.begin < 8 + length or tensor.begin + tensor.size > size:
-            raise UserError(f"{path} is truncated: {name} ends at byte {tensor.begin + tensor.size}, the file at {size}")
-    return stored
-
-
-def _stored(path: Path, entry: dict, data: int) -> Stored:
-    dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
-    if min(shape, default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"shape {shape} does not fit {end - begin} bytes")
-    return Stored(path, dtype, shape, data + begin, end - begin)
-
+from harkd.tensors import BUFFER, Stored, read_header, read_into, write_tensors
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """All tensors of a model folder: `model.safetensors`, or the shards that `model.safetensors.index.json` names."""
-    index = folder / "model.safetensors.index.json"
+    """All tensors of a model folder: `model.safetensors` (first, as in transformers), or the shards that `model.safetensors.index.json` names."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return read_header(single)
     if not index.exists():
-        if not (folder / "model.safetensors").exists():
-            raise UserError(f"{folder} holds no model.safetensors and no model.safetensors.index.json (other weight formats are not read)")
-        return read_header(folder / "model.safetensors")
+        raise UserError(f"{folder} holds no model.safetensors and no model.safetensors.index.json (other weight formats are not read)")
     try:
         names = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{index} cannot be read: {error!r}") from None
-    files = {file: read_header(folder / file) for file in sorted(set(names.values())) if _is_plain_name(file, index)}
+    for file in names.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise UserError(f"{index} names the shard {file!r}, which is no file of its folder")
+    files = {file: read_header(folder / file) for file in sorted(set(names.values()))}
     if sum(len(header) for header in files.values()) != len(names) or any(name not in files[file] for name, file in names.items()):
         raise UserError(f"{index} and its shards do not hold the same tensors")
     return {name: files[file][name] for name, file in names.items()}
-
-
-def _is_plain_name(file: object, index: Path) -> bool:
-    if not isinstance(file, str) or Path(file).name != file:
-        raise UserError(f"{index} names the shard {file!r}, which is no file of its folder")
-    return True
-
-
-def read_into(stored: Stored, target: Tensor) -> None:
-    """Fill `target`, a contiguous tensor of the stored shape and of any dtype and device, with a stored tensor's bytes."""
-    flat = target.detach().view(-1)
-    direct = stored.dtype == target.dtype and target.device.type == "cpu"
-    rows = flat.numel() if direct else _BUFFER // stored.dtype.itemsize
-    with open(stored.path, "rb", buffering=0) as file:
-        file.seek(stored.begin)
-        for part in flat.split(rows) if flat.numel() else ():
-            buffer = part if direct else torch.empty(part.shape, dtype=stored.dtype)
-            view = memoryview(buffer.view(torch.uint8).numpy())
-            while view:
-                count = file.readinto(view)
-                if not count:
-                    raise UserError(f"{stored.path} ended while it was read")
-                view = view[count:]
-            if not direct:
-                part.copy_(buffer)
 
 
 def fill(model: Qwen3, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
@@ -115,18 +44,18 @@ def fill(model: Qwen3, folder: Path, dtype: torch.dtype, device: torch.device) -
     parameters = dict(model.named_parameters())
     missing, unknown = sorted(parameters.keys() - stored.keys()), sorted(stored.keys() - parameters.keys())
     if missing or unknown:
-        what = f"lacks {missing[0]}" if missing else f"holds {unknown[0]}, which the config does not ask for"
-        raise UserError(f"{folder} {what} ({len(missing)} tensors missing, {len(unknown)} unknown)")
+        what = f"{folder} lacks {missing[0]}" if missing else f"{stored[unknown[0]].path} holds {unknown[0]}, which the config does not ask for"
+        raise UserError(f"{what} ({len(missing)} tensors missing, {len(unknown)} unknown)")
     for name, parameter in parameters.items():
         if stored[name].shape != tuple(parameter.shape):
             raise UserError(f"{stored[name].path}: {name} has shape {list(stored[name].shape)}, the config asks for {list(parameter.shape)}")
+    if head is not None:
+        _check_tied_head(head, stored["model.embed_tokens.weight"])
     for name, parameter in parameters.items():
         module = model.get_submodule(name.rpartition(".")[0])
         filled = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
         read_into(stored[name], filled)
         setattr(module, name.rpartition(".")[2], filled)
-    if head is not None:
-        _check_tied_head(head, stored["model.embed_tokens.weight"])
 
 
 def _check_tied_head(head: Stored, embedding: Stored) -> None:
@@ -135,8 +64,8 @@ def _check_tied_head(head: Stored, embedding: Stored) -> None:
     with open(head.path, "rb") as left, open(embedding.path, "rb") as right:
         left.seek(head.begin)
         right.seek(embedding.begin)
-        for done in range(0, head.size if same else 0, _BUFFER):
-            count = min(_BUFFER, head.size - done)
+        for done in range(0, head.size if same else 0, BUFFER):
+            count = min(BUFFER, head.size - done)
             same = same and left.read(count) == right.read(count)
     if not same:
         raise UserError(f"{head.path}: the config ties the head to the embedding, but lm_head.weight differs from model.embed_tokens.weight")
@@ -161,8 +90,6 @@ def load_model(
         model = Qwen3(config)
     fill(model, folder, as_dtype(dtype or config.dtype), device)
     if adapter is not None:
-        from harkd.qwen3.lora import load_adapter
-
         load_adapter(model, resolve(adapter, ADAPTER_FILES))
     return model.eval()
 
@@ -175,14 +102,6 @@ def as_dtype(name: str | torch.dtype) -> torch.dtype:
     if name not in names:
         raise UserError(f"dtype {name!r} is not one of {', '.join(names)}")
     return names[name]
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    from safetensors.torch import save_file
-
-    with replacing(path) as file:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file.name, metadata={"format": "pt"})
 
 
 def save_model(model: Qwen3, folder: Path, source: Path | None = None, shard_bytes: int = 4 << 30) -> None:
@@ -201,6 +120,7 @@ def save_model(model: Qwen3, folder: Path, source: Path | None = None, shard_byt
     names = ["model.safetensors"] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     for name, shard in zip(names, shards, strict=True):
         write_tensors(folder / name, shard)
+    (folder / ("model.safetensors" if count > 1 else "model.safetensors.index.json")).unlink(missing_ok=True)  # of an earlier model
     if count > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(parameter.nbytes for parameter in model.parameters())

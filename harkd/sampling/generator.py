@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,51 +48,82 @@ class Completion:
 
 @dataclass(eq=False)
 class _Prefix:
+    """A shared prefix: `past` of its ids lie in the cache, in `pages`, and `users` running sequences read them."""
+
     ids: list[int]
-    pages: list[int]
+    pages: list[int] = field(default_factory=list)
+    past: int = 0
     users: int = 0
 
 
 @dataclass(eq=False)
-class _Running:
+class _Sequence:
+    """A request and how far it has come: `past` of its own tokens lie in the cache, `pending` are the next to enter it."""
+
     request: Request
     key: int
-    pending: list[int]  # tokens that the cache lacks
-    prompt_tokens: int
-    pages: list[int]
-    prefix: _Prefix | None
+    prefix: _Prefix
+    pending: list[int]
+    prompt_tokens: int  # with the prefix
+    room: int  # own tokens, prompt and new ones, that it needs pages for
+    pages: list[int] = field(default_factory=list)
     past: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """All tokens that it sees in the end."""
+        return len(self.prefix.ids) + self.room
+
+
+class _Stretch(NamedTuple):
+    """New tokens of a sequence or prefix, behind `past` own ones and a prefix in the cache."""
+
+    tokens: list[int]
+    past: int
+    pages: list[int]
+    prefix: _Prefix
+
+    @property
+    def begin(self) -> int:
+        """The position of the first new token."""
+        return len(self.prefix.ids) + self.past
 
 
 class Generator:
     """Writes completions with one model and one tokenizer.
 
+    Prefixes stay in the cache from one call of `generate` to the next: make a new Generator when the model's weights have changed.
+
     Args: batch: sequences that run at once; cache_tokens: room of the cache, shared by prefixes and sequences; page_size: tokens in a page;
-    step_tokens: most tokens of one forward.
+    step_tokens: most tokens of one forward, at least one for each running sequence.
     """
 
     def __init__(
         self, model: Qwen3, tokenizer: Tokenizer, batch: int = 16, cache_tokens: int = 65536, page_size: int = 32, step_tokens: int = 1024
     ) -> None:
+        if min(batch, cache_tokens, page_size, step_tokens) < 1:
+            raise UserError("batch, cache_tokens, page_size and step_tokens of a Generator must be at least 1")
         self.model, self.tokenizer, self.batch, self.step_tokens = model, tokenizer, batch, max(step_tokens, batch)
         self.cache = Cache(model.config, -(-cache_tokens // page_size), page_size, model.dtype, model.device)
         self.vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)  # ids above are padding of the head
-        self.prefixes: dict[str, _Prefix] = {}
+        self.prefixes: dict[str, _Prefix] = {}  # all that were asked for, in the cache or not
 
-    @torch.inference_mode()
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield a completion for every request as it ends, in no fixed order. Raises UserError for a request that cannot fit."""
-        waiting = ((request, self.tokenizer.encode(request.prompt)) for request in requests)
+        """Yield a completion for every request as it ends, in no fixed order; requests are taken from the iterable as places become free.
+
+        Raises UserError for a request that has no prompt, or cannot fit into the model's positions or the cache.
+        """
+        waiting = map(self._prepare, requests)
         first, running = next(waiting, None), []
         try:
-            while True:
-                while first and len(running) < self.batch and (sequence := self._admit(*first, bool(running))):
-                    running.append(sequence)
+            while first or running:
+                while first and len(running) < self.batch and self._admit(first):
+                    running.append(first)
                     first = next(waiting, None)
                 if not running:
-                    return
+                    raise UserError(f"the request {first.request.window!r} needs {first.total} tokens, more than the cache holds")
                 self._step(running)
                 ended = [sequence for sequence in running if self._has_ended(sequence)]
                 running = [sequence for sequence in running if sequence not in ended]
@@ -102,70 +134,79 @@ class Generator:
             for sequence in running:
                 self._release(sequence)
 
-    def _admit(self, request: Request, own: list[int], others_run: bool) -> _Running | None:
-        """Give a request its pages, and compute its prefix where it is new. None: wait until another sequence ends."""
+    def _prepare(self, request: Request) -> _Sequence:
+        """Tokenise a request, and see that the model has positions for it."""
+        own = self.tokenizer.encode(request.prompt)
         if not own:
             raise UserError(f"the request {request.window!r} has an empty prompt")
-        prefix_ids = self.prefixes[request.prefix].ids if request.prefix in self.prefixes else self.tokenizer.encode(request.prefix)
-        need = len(own) + request.sampling.max_new_tokens
-        if len(prefix_ids) + need > self.model.config.max_position_embeddings:
-            raise UserError(
-                f"the request {request.window!r} needs {len(prefix_ids) + need} tokens (prompt and new ones), and the model has {self.model.config.max_position_embeddings} positions"
-            )
-        prefix = self._prefix(request.prefix, prefix_ids)
-        if prefix is not None:
-            prefix.users += 1  # before the next allocation, which may drop unused prefixes
-            if (pages := self._allocate(need)) is not None:
-                key = noise_key(request.sampling.seed, request.window, request.sample)
-                return _Running(request, key, own, len(prefix_ids) + len(own), pages, prefix)
-            prefix.users -= 1
-        if not others_run:
-            raise UserError(f"the request {request.window!r} needs {len(prefix_ids) + need} tokens, more than the cache holds")
-        return None
+        if request.prefix not in self.prefixes:
+            self.prefixes[request.prefix] = _Prefix(self.tokenizer.encode(request.prefix))
+        prefix, key = self.prefixes[request.prefix], noise_key(request.sampling.seed, request.window, request.sample)
+        sequence = _Sequence(request, key, prefix, own, len(prefix.ids) + len(own), len(own) + request.sampling.max_new_tokens)
+        if sequence.total > (positions := self.model.config.max_position_embeddings):
+            raise UserError(f"the request {request.window!r} needs {sequence.total} tokens (prompt and new ones), and the model has {positions} positions")
+        return sequence
 
-    def _prefix(self, text: str, ids: list[int]) -> _Prefix | None:
-        """The shared prefix in the cache, computed now where it is not there; None where its pages are not to be had."""
-        if text not in self.prefixes:
-            pages = self._allocate(len(ids))
+    def _admit(self, sequence: _Sequence) -> bool:
+        """Give a sequence its pages, and compute its prefix where it is not in the cache. False: there is no room until another one ends."""
+        if not self._fill(sequence.prefix):
+            return False
+        sequence.prefix.users += 1  # before the next allocation, which may drop unused prefixes
+        pages = self._allocate(sequence.room)
+        if pages is None:
+            sequence.prefix.users -= 1
+            return False
+        sequence.pages = pages
+        return True
+
+    def _release(self, sequence: _Sequence) -> None:
+        self.cache.release(sequence.pages)
+        sequence.prefix.users -= 1
+
+    @torch.inference_mode()
+    def _fill(self, prefix: _Prefix) -> bool:
+        """Compute what the cache lacks of a prefix. False: there is no room."""
+        if prefix.ids and not prefix.pages:
+            pages = self._allocate(len(prefix.ids))
             if pages is None:
-                return None
-            prefix = _Prefix(ids, pages)
-            for begin in range(0, len(ids), self.step_tokens):
-                self._forward([(ids[begin : begin + self.step_tokens], begin, pages, None)])
-            self.prefixes[text] = prefix
-        return self.prefixes[text]
+                return False
+            prefix.pages = pages
+        while prefix.past < len(prefix.ids):
+            tokens = prefix.ids[prefix.past : prefix.past + self.step_tokens]
+            self._forward([_Stretch(tokens, prefix.past, prefix.pages, _Prefix([]))])
+            prefix.past += len(tokens)
+        return True
 
     def _allocate(self, tokens: int) -> list[int] | None:
         """Pages for tokens; prefixes that nobody uses make room, the oldest first."""
         while (pages := self.cache.allocate(tokens)) is None:
-            unused = next((text for text, prefix in self.prefixes.items() if not prefix.users), None)
+            unused = next((prefix for prefix in self.prefixes.values() if prefix.pages and not prefix.users), None)
             if unused is None:
                 return None
-            self.cache.release(self.prefixes.pop(unused).pages)
+            self.cache.release(unused.pages)
+            unused.pages, unused.past = [], 0
         return pages
 
-    def _release(self, sequence: _Running) -> None:
-        self.cache.release(sequence.pages)
-        sequence.prefix.users -= 1
-
-    def _step(self, running: list[_Running]) -> None:
+    @torch.inference_mode()
+    def _step(self, running: list[_Sequence]) -> None:
         """One forward: every sequence that writes gets its token in, prompts share what is left of the budget; complete ones get their next token."""
         work, budget = [], self.step_tokens
-        for sequence in sorted(running, key=lambda s: len(s.pending)):  # those that write first
+        for sequence in sorted(running, key=lambda s: len(s.pending) > 1):  # those that write, then prompts in their order
             tokens = sequence.pending[:budget]
             if tokens:
                 work.append((sequence, tokens))
                 budget -= len(tokens)
-        hidden = self._forward([(tokens, s.past, s.pages, s.prefix) for s, tokens in work])
-        last = list(accumulate(len(tokens) for _, tokens in work))
-        ready = [(s, row - 1) for (s, tokens), row in zip(work, last, strict=True) if len(tokens) == len(s.pending)]
-        for sequence, tokens in work:
+        hidden = self._forward([_Stretch(tokens, s.past, s.pages, s.prefix) for s, tokens in work])
+        ready, rows = [], accumulate(len(tokens) for _, tokens in work)
+        for (sequence, tokens), row in zip(work, rows, strict=True):
             sequence.past += len(tokens)
             sequence.pending = sequence.pending[len(tokens) :]
-        for sampling in {s.request.sampling for s, _ in ready}:
+            if not sequence.pending:
+                ready.append((sequence, row - 1))
+        for sampling in dict.fromkeys(s.request.sampling for s, _ in ready):
             self._write([(s, row) for s, row in ready if s.request.sampling == sampling], sampling, hidden)
 
-    def _write(self, ready: list[tuple[_Running, int]], sampling: Sampling, hidden: Tensor) -> None:
+    def _write(self, ready: list[tuple[_Sequence, int]], sampling: Sampling, hidden: Tensor) -> None:
         """Draw the next token of sequences whose last hidden row is given."""
         device = hidden.device
         logits = self.model.head(hidden[[row for _, row in ready]])[:, : self.vocab_size]  # [B, V]
@@ -182,45 +223,46 @@ class Generator:
             s.logprobs.append(logprob)
             s.pending = [token]
 
-    def _forward(self, work: list[tuple[list[int], int, list[int], _Prefix | None]]) -> Tensor:
-        """The hidden rows [T, C] of packed (tokens, past, pages, prefix); their keys and values enter the cache."""
+    def _forward(self, work: list[_Stretch]) -> Tensor:
+        """The hidden rows [T, C] of packed stretches; their keys and values enter the cache."""
         device = self.model.device
-        prefixes = list({id(p): p for *_, p in work if p is not None and p.ids}.values())
-        number = {id(p): g for g, p in enumerate(prefixes)}
-        prefix_of = [number.get(id(p), -1) for *_, p in work]
-        behind = [len(prefixes[g].ids) if g >= 0 else 0 for g in prefix_of]
-        places = [(pages, i) for tokens, past, pages, _ in work for i in range(past, past + len(tokens))]
-        positions = [b + i for (tokens, past, *_), b in zip(work, behind, strict=True) for i in range(past, past + len(tokens))]
+        ids = torch.tensor([token for stretch in work for token in stretch.tokens], device=device)
+        positions = torch.tensor([stretch.begin + i for stretch in work for i in range(len(stretch.tokens))], device=device)
+        return self.model.hidden(ids, positions, _plan(work, self.cache, device), self.cache)
 
-        def ints(values: list, dtype: torch.dtype = torch.int32) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
-
-        def table(rows: list[list[int]]) -> Tensor:
-            width = max(map(len, rows), default=0)
-            return ints([row + [0] * (width - len(row)) for row in rows])
-
-        sequences = Sequences(
-            cu_q=ints([0, *accumulate(len(tokens) for tokens, *_ in work)]),
-            past=ints([past for _, past, *_ in work]),
-            prefix_of=ints(prefix_of),
-            prefix_len=ints([len(p.ids) for p in prefixes]),
-            prefix_start=ints([-1] * len(prefixes)),
-            max_q=max(len(tokens) for tokens, *_ in work),
-            max_k=max(b + past + len(tokens) for (tokens, past, *_), b in zip(work, behind, strict=True)),
-            block_table=table([pages for *_, pages, _ in work]),
-            prefix_table=table([p.pages for p in prefixes]),
-            slots=ints([self.cache.slot(pages, i) for pages, i in places], torch.int64),
-        )
-        ids = ints([token for tokens, *_ in work for token in tokens], torch.int64)
-        return self.model.hidden(ids, ints(positions), sequences, self.cache)
-
-    def _has_ended(self, sequence: _Running) -> bool:
+    def _has_ended(self, sequence: _Sequence) -> bool:
         ids = sequence.ids
         return bool(ids) and (ids[-1] in self.tokenizer.stop_ids or len(ids) == sequence.request.sampling.max_new_tokens)
 
-    def _completion(self, sequence: _Running) -> Completion:
+    def _completion(self, sequence: _Sequence) -> Completion:
         stopped = sequence.ids[-1] in self.tokenizer.stop_ids
         ids = sequence.ids[:-1] if stopped else sequence.ids
         reason = "stop" if stopped else "length"
         return Completion(sequence.request, self.tokenizer.decode(ids), ids, sequence.logprobs, reason, sequence.prompt_tokens)
 
+
+def _plan(work: list[_Stretch], cache: Cache, device: torch.device) -> Sequences:
+    """Who sees whom among packed stretches whose pasts and prefixes lie in the cache."""
+
+    def ints(values: list, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    def table(rows: list[list[int]]) -> Tensor:
+        width = max(map(len, rows), default=0)
+        return ints([row + [0] * (width - len(row)) for row in rows])
+
+    lengths = [len(stretch.tokens) for stretch in work]
+    prefixes = list(dict.fromkeys(stretch.prefix for stretch in work if stretch.prefix.ids))
+    number = {prefix: g for g, prefix in enumerate(prefixes)}
+    return Sequences(
+        cu_q=ints([0, *accumulate(lengths)]),
+        past=ints([stretch.past for stretch in work]),
+        prefix_of=ints([number.get(stretch.prefix, -1) for stretch in work]),
+        prefix_len=ints([len(prefix.ids) for prefix in prefixes]),
+        prefix_start=ints([-1] * len(prefixes)),
+        max_q=max(lengths),
+        max_k=max(stretch.begin + n for stretch, n in zip(work, lengths, strict=True)),
+        block_table=table([stretch.pages for stretch in work]),
+        prefix_table=table([prefix.pages for prefix in prefixes]),
+        slots=ints([cache.slot(stretch.pages, stretch.past + i) for stretch, n in zip(work, lengths, strict=True) for i in range(n)], torch.int64),
+    )

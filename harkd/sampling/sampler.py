@@ -32,17 +32,17 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks = {
-            "temperature": self.temperature >= 0 and math.isfinite(self.temperature),
-            "top-k": self.top_k >= 0,
-            "top-p": 0 < self.top_p <= 1,
-            "min-p": 0 <= self.min_p <= 1,
-            "presence penalty": math.isfinite(self.presence_penalty),
-            "max-new-tokens": self.max_new_tokens >= 1,
-        }
-        for name, holds in checks.items():
+        checks = (  # comparisons with nan are false
+            ("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top-k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
+            ("min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 (off) and 1"),
+            ("presence penalty", self.presence_penalty, math.isfinite(self.presence_penalty), "a number"),
+            ("max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
+        )
+        for name, value, holds, demand in checks:
             if not holds:
-                raise UserError(f"{name} is out of its range")
+                raise UserError(f"{name} must be {demand}, not {value}")
 
 
 def recommended(thinking: bool) -> Sampling:
@@ -76,15 +76,16 @@ def sample(logits: Tensor, sampling: Sampling, u: Tensor, written: Tensor | None
     """
     log_normaliser = logits.logsumexp(-1)
     scores = logits if written is None else logits - sampling.presence_penalty * written
-    tokens = scores.argmax(-1) if sampling.temperature == 0 else _draw(scores / sampling.temperature, sampling, u)
+    tokens = scores.argmax(-1) if sampling.temperature == 0 else _draw(scores, sampling, u)
     return tokens, logits.gather(-1, tokens[:, None])[:, 0] - log_normaliser
 
 
 def _draw(scores: Tensor, sampling: Sampling, u: Tensor) -> Tensor:
-    """Inversion sampling from the cut distribution of scaled scores [B, V]."""
+    """Inversion sampling from the cut distribution of scores [B, V]."""
     count = min(sampling.top_k or scores.shape[-1], scores.shape[-1])
     scores, order = scores.topk(count, dim=-1)  # falling
-    p = scores.double().softmax(-1)
+    scores = scores.double()
+    p = ((scores - scores[:, :1]) / sampling.temperature).softmax(-1)  # the difference first: the quotient may overflow
     before = p.cumsum(-1) - p  # mass of the more probable tokens
     p = p * ((before < sampling.top_p) & (p >= sampling.min_p * p[:, :1]))
     cumulative = p.cumsum(-1)

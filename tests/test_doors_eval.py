@@ -1,0 +1,193 @@
+"""python -m harkd.eval: rows, scores, files, and what may not be compared."""
+
+import json
+import re
+from collections import Counter, defaultdict
+
+import pytest
+
+from harkd.eval import contestants, main
+from harkd.homes.answer import canonical
+from harkd.homes.dataset import read
+from harkd.sampling import generator
+from harkd.train import main as train
+from tests.door_cases import LABELS, child, content, kill, lines, mixed, model, outcome, run, short_prompts  # noqa: F401
+
+BASELINES = ("--model", "baseline:majority", "--model", "baseline:sensor")
+
+
+@pytest.fixture(scope="module")
+def adapter(model, mixed, tmp_path_factory):
+    out = tmp_path_factory.mktemp("adapters") / "truth"
+    run(train, "--model", model, "--train-on", "truth", "--data", mixed, "--out", out, "--epochs", 1, "--limit", 2, "--lr", 0.05, "--validation", 0)
+    return str(out)
+
+
+@pytest.fixture
+def argv(model, mixed, tmp_path):
+    return ["--model", model, "--data", mixed, "--out", tmp_path / "out", "--max-new-tokens", 5]
+
+
+def answers(monkeypatch, write):
+    """Let the generator write `write(window)` in place of what the model says."""
+
+    def generate(self, requests):
+        for request in requests:
+            text, reason = write(request.window)
+            yield generator.Completion(request, text, [1, 2], [-0.5, -0.5], reason, 10)
+
+    monkeypatch.setattr(generator.Generator, "generate", generate)
+
+
+def test_model_adapter_and_baselines_in_one_call(argv, adapter, model, mixed, tmp_path):
+    code, result, text, _ = outcome(main, *argv, "--adapter", adapter, *BASELINES)
+    out, names = tmp_path / "out", ["tiny without reasoning", "tiny + truth", "baseline:majority", "baseline:sensor"]
+    assert code == 0 and [row["name"] for row in result["models"]] == names
+    for row in result["models"]:
+        assert {"weighted_f1", "macro_f1", "accuracy", "malformed", "parameters", "seconds_per_window"} <= set(row)
+    windows = list(read(mixed).windows("test"))
+    events = [event for window in windows for event in window.events]
+    scored = [event for event in events if event.labels]
+    assert len(events) > len(scored) and f"{len(windows)} windows of test, {len(events)} events, of which {len(scored)} are scored" in text
+    table = [line for line in text.splitlines() if line.startswith(tuple(names))]
+    first, last = (row["weighted_f1"] for row in (result["models"][0], result["models"][-1]))
+    assert len(table) == 4 and f"{last - first:+.3f}" in table[-1] and "gap" in text and "ratio" in text
+    metrics, cost, settings = (json.loads((out / name).read_text()) for name in ("metrics.json", "cost.json", "settings.json"))
+    assert [row["name"] for row in metrics["models"]] == names and (metrics["split"], metrics["data"]) == ("test", mixed)
+    for row in metrics["models"]:
+        assert (row["windows"], row["events"], row["scored"]) == (len(windows), len(events), len(scored))
+        assert set(row["per_label"]) == set(LABELS) and sum(map(sum, row["confusion"]["counts"])) == len(scored)
+    assert [row["sampling"] for row in settings["contestants"]][2:] == [None, None]
+    assert settings["contestants"][0]["sampling"] == settings["contestants"][1]["sampling"] and not settings["contestants"][0]["thinking"]
+    base, adapted, majority, _ = (cost["models"][name] for name in names)
+    assert adapted["parameters"] > base["parameters"] > 1000 and base["bytes"] == 4 * base["parameters"] and majority["parameters"] == 0
+    assert base["windows"] == len(windows) and base["seconds_per_window"] > 0 and base["prompt_tokens_per_window"] > 100 and 0 < base["completion_tokens_per_window"] <= 5
+    assert base["peak_memory_bytes"]["cpu"] > 1e6 and "seconds" not in (out / "metrics.json").read_text()
+    predictions = lines(out / "predictions-tiny-without-reasoning.jsonl")
+    assert {line["window"] for line in predictions} == {window.id for window in windows} and len(predictions) == len(windows)
+    assert set(predictions[0]) == {"window", "home", "group", "recording", "truth", "answer", "causes", "text", "finish_reason", "tokens", "mean_logprob"}
+
+    again = outcome(main, *argv, "--adapter", adapter, *BASELINES)
+    assert again[1] == result and "is done" in again[3] and table == [line for line in again[2].splitlines() if line.startswith(tuple(names))]
+    run(main, *argv, "--adapter", adapter, *BASELINES, "--out", tmp_path / "second", "--batch", 1)
+    for name, value in content(out).items():
+        if name == "metrics.json" or name.startswith("predictions-base"):
+            assert content(tmp_path / "second")[name] == value
+
+
+def test_the_baselines_equal_an_independent_count(argv, mixed, tmp_path):
+    run(main, *BASELINES, *argv[2:])
+    dataset, at = read(mixed), defaultdict(Counter)
+    for window in dataset.windows("train"):
+        for event in window.events:
+            at[event.sensor].update(event.labels)
+    majority = max(LABELS, key=lambda label: sum(counts[label] for counts in at.values()))
+    by_sensor = {sensor: max(LABELS, key=lambda label: counts[label]) for sensor, counts in at.items() if counts}
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())["models"]
+    for row, predict in zip(metrics, (lambda event: majority, lambda event: by_sensor.get(event.sensor, majority)), strict=True):
+        pairs = [(event.labels[0], predict(event)) for window in dataset.windows("test") for event in window.events if event.labels]
+        f1 = []
+        for label in LABELS:
+            hit = sum(pair == (label, label) for pair in pairs)
+            true, said = sum(t == label for t, _ in pairs), sum(p == label for _, p in pairs)
+            f1.append((true, 2 * hit / (true + said) if true + said else 0))
+        assert row["accuracy"] == pytest.approx(sum(t == p for t, p in pairs) / len(pairs))
+        assert row["weighted_f1"] == pytest.approx(sum(n * f for n, f in f1) / len(pairs))
+        assert row["macro_f1"] == pytest.approx(sum(f for n, f in f1 if n) / sum(n > 0 for n, _ in f1))
+    assert 0 < metrics[0]["accuracy"] < 1 and metrics[1]["accuracy"] != metrics[0]["accuracy"]
+
+
+def test_perfect_and_wrong_answers(argv, mixed, monkeypatch, tmp_path):
+    truth = {window.id: [event.labels[0] if event.labels else "EATING" for event in window.events] for window in read(mixed).windows()}
+    other = {"COOKING": "EATING", "EATING": "WATCHING_TV", "WATCHING_TV": "COOKING"}
+    cases = {
+        "right": (lambda window: (canonical(truth[window]), "stop"), (1, 1, 1, 0, 0)),
+        "wrong": (lambda window: (canonical([other[label] for label in truth[window]]), "stop"), (0, 0, 0, 0, 0)),
+        "cut off": (lambda window: (canonical(truth[window]), "length"), (0, 0, 0, 1, None)),
+        "prose": (lambda window: ("COOKING, I think.", "stop"), (0, 0, 0, 1, None)),
+        "unknown": (lambda window: (canonical(["DANCING"] * len(truth[window])), "stop"), (0, 0, 0, 0, None)),
+    }
+    for name, (write, expected) in cases.items():
+        answers(monkeypatch, write)
+        (row,) = run(main, *argv, "--out", tmp_path / name)["models"]
+        (metrics,) = json.loads((tmp_path / name / "metrics.json").read_text())["models"]
+        missing = metrics["scored"] if expected[-1] is None else 0
+        assert (row["weighted_f1"], row["macro_f1"], row["accuracy"], row["malformed"], row["missing"]) == (*expected[:-1], missing), name
+        cause = {"cut off": "length", "prose": "no_list", "unknown": "unknown_label"}.get(name)
+        assert metrics["causes"] == ({cause: metrics["events"]} if cause else {})
+        assert sum(label["support"] for label in metrics["per_label"].values()) == metrics["scored"]
+
+
+def test_killed_and_continued(argv, mixed, tmp_path):
+    run(main, *argv, "--split", "all")
+    out, path = tmp_path / "killed", tmp_path / "killed/predictions-tiny-with-reasoning.jsonl"
+    argv = [*argv, "--split", "all", "--out", out, "--batch", 1]
+    for count in (1, 9):
+        kill(child("eval", *argv), lambda: path.exists() and path.read_bytes().count(b"\n") >= count)
+    assert path.read_bytes().count(b"\n") < 16 and not (out / "metrics.json").exists()
+    path.write_bytes(path.read_bytes() + b'{"window": "marb')
+    run(main, *argv)
+    assert len(lines(path)) == len({line["window"] for line in lines(path)}) == 16
+    assert (out / "metrics.json").read_bytes() == (tmp_path / "out/metrics.json").read_bytes()
+
+
+def test_overwrite_leaves_no_predictions_of_the_run_before(argv, tmp_path):
+    run(main, *argv, *BASELINES, "--limit", 1)
+    assert outcome(main, *BASELINES, *argv[2:], "--limit", 1)[0] == 2
+    run(main, *BASELINES, *argv[2:], "--limit", 1, "--overwrite")
+    assert {path.name for path in (tmp_path / "out").glob("pred*")} == {"predictions-baseline-majority.jsonl", "predictions-baseline-sensor.jsonl"}
+
+
+def noted(source, folder, **notes):
+    """A copy of an adapter with other notes."""
+    folder.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    (folder / "harkd.json").write_text(json.dumps({**json.loads((source / "harkd.json").read_text()), **notes}))
+    return str(folder)
+
+
+def test_a_base_row_for_every_mode_that_an_adapter_uses(model, adapter, tmp_path):
+    from pathlib import Path
+
+    def rows(*arguments):
+        return [(row.name, row.thinking) for row in contestants(*arguments)]
+
+    reasoning = noted(Path(adapter), tmp_path / "reasoning", thinking=True)
+    again = noted(Path(adapter), tmp_path / "b/reasoning", thinking=True)
+    assert rows([model], [], None) == rows([model], [], True) == [("tiny with reasoning", True)]
+    assert rows([model], [], False) == [("tiny without reasoning", False)]
+    assert rows([model], [adapter], None) == rows([model, model], [adapter, adapter], False) == [("tiny without reasoning", False), ("tiny + truth", False)]
+    assert rows([model], [adapter, reasoning], None) == [
+        ("tiny without reasoning", False), ("tiny with reasoning", True), ("tiny + truth", False), ("tiny + reasoning", True),
+    ]  # fmt: skip
+    assert rows([model], [reasoning, again], None)[1:] == [(f"{model} + {reasoning} #2", True), (f"{model} + {again} #3", True)]
+    assert rows(["baseline:sensor", model, "org/other"], [adapter], None) == [
+        ("baseline:sensor", False), ("tiny without reasoning", False), ("tiny + truth", False), ("other with reasoning", True),
+    ]  # fmt: skip
+    files = [row.file for row in contestants([model, "x/a-b", "y/a b", "z/a b"], [], None)]
+    assert len(set(files)) == 4 and all(re.fullmatch(r"predictions-[\w.+-]+\.jsonl", file) for file in files)
+
+
+@pytest.mark.parametrize(
+    ("notes", "flags", "message"),
+    [
+        ({}, ["--thinking"], "was trained without reasoning: leave --thinking"),
+        ({"thinking": True}, ["--no-thinking"], "was trained with reasoning: leave --thinking"),
+        ({"template": "0"}, [], "was trained with template '0'"),
+        ({"answer_form": "0"}, [], "was trained with answer_form '0'"),
+        ({"base_fingerprint": "0"}, [], "was trained on another base"),
+        ({"base": "org/other"}, ["--model", "org/third"], "was trained on org/other, which is not among --model"),
+    ],
+)
+def test_what_may_not_be_compared_is_refused(argv, adapter, tmp_path, notes, flags, message):
+    from pathlib import Path
+
+    code, _, _, err = outcome(main, *argv, "--adapter", noted(Path(adapter), tmp_path / "adapter", **notes), *flags)
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_a_broken_contestant_is_told_before_the_others_run(argv, tmp_path):
+    code, _, _, err = outcome(main, *argv, "--model", tmp_path)
+    assert code == 2 and err.count("\n") == 1 and str(tmp_path) in err and not (tmp_path / "out").exists()
+    assert outcome(main, *argv, "--model", "baseline:luck")[0] == 2

@@ -1,0 +1,183 @@
+"""python -m harkd.train: what is learnt, what is held out, what a killed run ends with, and what is exported."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from harkd.distill.traces import Trace, TraceWriter, agreement
+from harkd.homes.answer import canonical
+from harkd.homes.dataset import read
+from harkd.homes.prompt import prompt
+from harkd.qwen3.tokenizer import load_tokenizer
+from harkd.qwen3.weights import load_model
+from harkd.train import hold_out, main
+from tests.door_cases import LABELS, child, content, data, kill, lines, mixed, model, outcome, run, short_prompts  # noqa: F401
+
+FILES = {"settings.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "adapter_config.json", "adapter_model.safetensors", "harkd.json", "cost.json", "result.json"}
+
+
+@pytest.fixture
+def truth(model, mixed, tmp_path):
+    return ["--model", model, "--train-on", "truth", "--data", mixed, "--out", tmp_path / "out", "--lr", 0.03, "--batch-tokens", 3000, "--epochs", 2]
+
+
+@pytest.fixture(scope="module")
+def traces(mixed, tmp_path_factory):
+    """Two samples of every training window: the first right, the second wrong in its last events, that of the last window cut off."""
+    folder, dataset = tmp_path_factory.mktemp("traces"), read(mixed)
+    windows = list(dataset.windows("train"))
+    with TraceWriter(folder) as writer:
+        for window in windows:
+            true = [list(event.labels) for event in window.events]
+            right = [labels[0] if labels else "EATING" for labels in true]
+            for sample, labels in enumerate((right, [right[0]] + ["EATING"] * (len(right) - 1))):
+                turn = {"role": "assistant", "reasoning_content": f"The fridge {sample}.", "content": f"So:\n{canonical(labels)}"}
+                cut_off = sample == 1 and window is windows[-1]
+                writer.write(
+                    Trace(
+                        data=mixed, home=window.home, group=window.group, recording=window.recording, window=window.id, sample=sample, labels=list(LABELS),
+                        messages=[*prompt(dataset.homes[0], window), turn], answer=[None] * len(labels) if cut_off else labels, causes={}, truth=true,
+                        agreement=0.0 if cut_off else agreement(labels, true), tokens={"prompt": 1, "completion": 9}, finish_reason="length" if cut_off else "stop",
+                        seed=0, model="teacher", thinking=True, template="1", answer_form="1",
+                    )  # fmt: skip
+                )
+    return folder
+
+
+def losses(out):
+    return [record["loss"] for record in lines(out / "metrics.jsonl") if "loss" in record]
+
+
+def test_the_truth_is_learnt(truth, model, tmp_path):
+    code, result, text, _ = outcome(main, *truth, "--epochs", 40, "--limit", 4, "--validation", 0, "--lora-alpha", 16, "--target-modules", "q_proj, o_proj,up_proj,down_proj")
+    out = tmp_path / "out"
+    assert code == 0 and losses(out)[-1] < 0.2 * losses(out)[0]
+    assert {path.name for path in out.iterdir()} == FILES
+    assert result["examples"] == 4 and result["validation_examples"] == 0 and result["best_loss"] is None and result["step"] == 40
+    notes = json.loads((out / "harkd.json").read_text())
+    assert {name: notes[name] for name in ("base", "template", "thinking", "answer_form", "train_on")} == {
+        "base": model, "template": "1", "thinking": False, "answer_form": "1", "train_on": "truth",
+    }  # fmt: skip
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (16, 16.0, ["q_proj", "o_proj", "up_proj", "down_proj"])
+    assert "4 examples to train on, 0 to validate on" in text
+
+
+def test_the_example_is_shown_with_its_mask(truth, mixed):
+    _, _, text, _ = outcome(main, *truth, "--epochs", 1, "--validation", 0)
+    windows = list(read(mixed).windows("train"))
+    first = canonical([event.labels[0] for event in windows[0].events[:7]])[:-1]
+    assert f"{{+{first}" in text and "<|im_end|>+}" in text
+    assert '"activity": "+}EATING{+"' in text  # two events without a label, answered but not learnt
+
+
+def test_reasoning_and_answers_of_traces(model, traces, tmp_path):
+    argv = ["--model", model, "--traces", traces, "--epochs", 1, "--lr", 0.01]
+    windows = len(lines(traces / "traces.jsonl")) // 2
+    texts = {}
+    for number, (flags, examples) in enumerate({
+        ("--train-on", "reasoning"): windows + windows // 2, ("--train-on", "answer", "--keep", "best"): windows, ("--train-on", "answer", "--keep", "all"): 2 * windows - 1,
+        ("--keep", "correct", "--min-agreement", "0.3"): windows + windows // 2 + 1,
+    }.items()):  # fmt: skip
+        code, result, text, err = outcome(main, *argv, *flags, "--out", tmp_path / str(number))
+        assert code == 0, err
+        texts[flags] = text
+        kept = int(text.split("kept ")[1].split(" ")[0])
+        assert result["examples"] + result["validation_examples"] == kept and "1 cut off by length" in text
+        assert json.loads((tmp_path / str(number) / "harkd.json").read_text())["thinking"] == ("answer" not in flags)
+        if flags[-1] in ("best", "all"):
+            assert kept == examples
+    text = texts["--train-on", "reasoning"]
+    assert f"what --keep correct would keep of {2 * windows} traces" in text and "agreement at least" in text and "COOKING" in text
+    assert "{+<think>\nThe fridge" in text and "So:" not in text  # the answer is written again
+    assert "{+[{" in texts["--train-on", "answer", "--keep", "best"] and "The fridge" not in texts["--train-on", "answer", "--keep", "best"]
+    table = [line.split() for line in text.splitlines() if line.startswith("traces ")][0]
+    assert int(table[-1]) == int(text.split("kept ")[1].split(" ")[0])  # --min-agreement 1 is what was kept
+
+
+def test_validation_holds_out_whole_groups(mixed):
+    windows = list(read(mixed).windows("all"))
+    drawn = set()
+    for seed in range(5):
+        for fraction, groups in ((0.1, 1), (0.25, 2), (0.5, 4), (0.99, 7), (0, 0)):
+            learn, validate = hold_out(iter(windows), fraction, seed)
+            assert not {w.group for w in learn} & {w.group for w in validate} and len({w.group for w in validate}) == groups
+            assert sorted(w.id for w in learn + validate) == sorted(w.id for w in windows)
+            drawn.add(tuple(sorted({w.group for w in validate})))
+    assert len(drawn) > 8
+    one_group = [window for window in windows if window.group == windows[0].group]
+    assert hold_out(one_group, 0.5, 0) == (one_group, [])
+
+
+def test_killed_and_continued_it_ends_with_the_same_bytes(truth, tmp_path):
+    truth = [*truth, "--epochs", 30, "--limit", 6, "--lora-rank", 2]
+    whole = run(main, *truth, "--out", tmp_path / "whole")
+    out, codes = tmp_path / "killed", []
+    for steps in (1, 25):
+        code, _, _ = kill(child("train", *truth, "--out", out), lambda: (out / "metrics.jsonl").exists() and len(losses_so_far(out)) >= steps)
+        codes.append(code)
+    assert codes[0] == -signal.SIGKILL and not (out / "result.json").exists()
+    code, result, _, _ = outcome(main, *truth, "--out", out)
+    assert code == 0 and {**result, "out": ""} == {**whole, "out": ""}
+    assert (out / "adapter_model.safetensors").read_bytes() == (tmp_path / "whole/adapter_model.safetensors").read_bytes()
+    assert losses(out) == losses(tmp_path / "whole")
+
+
+def losses_so_far(out):
+    return [line for line in (out / "metrics.jsonl").read_text().splitlines() if '"lr"' in line]
+
+
+def test_again_it_is_done(truth, tmp_path):
+    first = run(main, *truth, "--epochs", 1, "--limit", 2)
+    before = content(tmp_path / "out")
+    code, result, _, err = outcome(main, *truth, "--epochs", 1, "--limit", 2)
+    assert code == 0 and result == first and "is done" in err and content(tmp_path / "out") == before
+    code, _, _, err = outcome(main, *truth, "--epochs", 2, "--limit", 2)
+    assert code == 2 and "epochs: 1, now 2" in err and content(tmp_path / "out") == before
+    assert outcome(main, *truth, "--epochs", 2, "--overwrite", "--data", "marble:/nowhere")[0] == 2 and content(tmp_path / "out") == before
+    assert run(main, *truth, "--epochs", 2, "--limit", 2, "--overwrite")["step"] == 2
+
+
+def test_traces_that_changed_are_other_settings(model, traces, tmp_path):
+    copy = tmp_path / "traces"
+    copy.mkdir()
+    for name in ("traces.jsonl", "prompts.jsonl"):
+        (copy / name).write_bytes((traces / name).read_bytes())
+    argv = ["--model", model, "--traces", copy, "--train-on", "answer", "--epochs", 1, "--out", tmp_path / "out"]
+    run(main, *argv)
+    kept = (copy / "traces.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "traces.jsonl").write_bytes(b"".join(kept[:-3]))
+    code, _, _, err = outcome(main, *argv)
+    assert code == 2 and "traces.jsonl: " in err and "--overwrite" in err
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_merged_export(truth, tied, tmp_path):
+    from tests.tiny import tiny_model, transformers_model
+
+    base = tiny_model(tmp_path / "base", num_hidden_layers=1, tie_word_embeddings=tied)
+    truth = [*truth, "--model", base, "--epochs", 3, "--limit", 4, "--export", tmp_path / "merged/model"]
+    result = run(main, *truth)
+    assert result["export"] == str(tmp_path / "merged/model") and [path.name for path in (tmp_path / "merged").iterdir()] == ["model"]
+    ids = torch.tensor(load_tokenizer(tmp_path / "merged/model").encode('{"event_id": 1, "activity": "COOKING"}'))
+    plain, adapted, merged = (load_model(*ref).logits(ids) for ref in ((base,), (base, None, None, tmp_path / "out"), (tmp_path / "merged/model",)))
+    assert torch.allclose(adapted, merged, atol=1e-4) and not torch.allclose(plain, merged, atol=1e-2)
+    with torch.no_grad():
+        assert torch.allclose(transformers_model(tmp_path / "merged/model")(ids[None]).logits[0], merged, atol=1e-4)
+
+    before = content(tmp_path / "merged/model")
+    assert run(main, *truth) == result and content(tmp_path / "merged/model") == before  # the same command once more
+    assert run(main, *truth, "--export", tmp_path / "second")["export"] == str(tmp_path / "second")
+    second = content(tmp_path / "second")
+    assert second["model.safetensors"] == before["model.safetensors"]
+    code, _, _, err = outcome(main, *truth, "--export", tmp_path / "out")
+    assert code == 2 and "is not empty: name another folder with --export" in err
+
+
+def test_a_full_export_folder_is_told_before_training(truth, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("mine")
+    code, _, _, err = outcome(main, *truth, "--export", tmp_path / "full")
+    assert code == 2 and err.count("\n") == 1 and not (tmp_path / "out").exists() and content(tmp_path / "full") == {"thesis.txt": b"mine"}
