@@ -1,18 +1,21 @@
 """What the three doors share: flags, run folders, costs, and how a mistake of the user's ends.
 
-A run folder holds `settings.json` (what was asked, written first), the door's own files, `cost.json` (what the last process took) and, last, `result.json`: the JSON object that
-the door prints as its last line. Run again with the same settings, a door goes on where it stopped, or says that it is done; with other settings it asks for --overwrite.
+A run folder holds `settings.json` (what was asked, written first), the door's own files, `cost.json` (what the last process took) and,
+last, `result.json`: the JSON object that the door prints as its last line. Run again with the same settings, a door goes on where it
+stopped, or says that it is done; with other settings it asks for --overwrite.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from typing import Any
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.prompt import TEMPLATE_VERSION
+from harkd.sampling.request import Sampling, recommended
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +43,8 @@ class Parser(argparse.ArgumentParser):
         """Raise UserError where one of the flags was not given."""
         absent = [f"--{name}" for name in names if getattr(args, name) is None]
         if absent:
-            self.error(f"{' and '.join(absent)} must be given: no model and no home is embedded yet, so the doors have no defaults for them")
+            why = "no model and no home is embedded yet, so the doors have no defaults for them"
+            self.error(f"{' and '.join(absent)} must be given: {why}")
 
     def at_least_one(self, args: argparse.Namespace, *names: str) -> None:
         """Raise UserError where one of the flags is below 1."""
@@ -66,7 +71,8 @@ def enter(prog: str, run: Callable[[Sequence[str] | None], dict[str, Any]], argv
 def add_model_arguments(parser: Parser) -> None:
     """--device and --dtype."""
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is a GPU")
-    parser.add_argument("--dtype", default=None, choices=["bfloat16", "float16", "float32", "float64"], help="of the weights; as they are stored")
+    dtypes = ["bfloat16", "float16", "float32", "float64"]
+    parser.add_argument("--dtype", default=None, choices=dtypes, help="of the weights; as they are stored")
 
 
 def add_sampling_arguments(parser: Parser) -> None:
@@ -83,27 +89,14 @@ def add_sampling_arguments(parser: Parser) -> None:
     group.add_argument("--cache-tokens", type=int, default=65536, help="room of the key/value cache")
 
 
-def sampling_of(args: argparse.Namespace, thinking: bool):
+def sampling_of(args: argparse.Namespace, thinking: bool) -> Sampling:
     """The Sampling that the flags ask for in this mode; warns of greedy reasoning, which Qwen3 answers with endless repetition."""
-    from harkd.sampling.sampler import recommended
-
     names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_new_tokens", "seed")
     sampling = replace(recommended(thinking), **{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     if thinking and sampling.temperature == 0:
-        print("warning: greedy decoding with reasoning tends to repeat itself without end in Qwen3; it recommends --temperature 0.6", file=sys.stderr)
+        warning = "greedy decoding with reasoning tends to repeat itself without end in Qwen3; it recommends --temperature 0.6"
+        print(f"warning: {warning}", file=sys.stderr)
     return sampling
-
-
-def checked_device(name: str | None) -> str | None:
-    """`name`, if torch has such a device. Raises UserError otherwise."""
-    import torch
-
-    try:
-        if name is not None:
-            torch.empty(1, device=name).tolist()  # which "meta" cannot do either
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
-    return name
 
 
 class RunFolder:
@@ -115,9 +108,15 @@ class RunFolder:
     def __init__(
         self, path: str | Path, door: str, settings: dict[str, Any], overwrite: bool, files: Sequence[str], inputs: Sequence[Path] = ()
     ) -> None:
-        """Look at the folder. `files`: patterns of what the door writes there, which --overwrite removes, and nothing else; `inputs`: files whose content is part of the settings."""
+        """Look at the folder.
+
+        `settings`: what must be the same when a run is continued, but for `out`, the folder itself; `files`: patterns of what the door
+        writes there, which --overwrite removes, and nothing else; `inputs`: files whose content is part of the settings.
+        """
         self.path, self.overwrite, self.files = Path(path), overwrite, ("result.json", "cost.json", *files)
-        self.settings = json.loads(json.dumps({"door": door, "template": TEMPLATE_VERSION, **settings, "inputs": {str(file): file_digest(file) for file in inputs}}))
+        asked = {name: value for name, value in settings.items() if name != "out"}  # a folder may be moved, or named with a slash
+        digests = {str(file): file_digest(file) for file in inputs}
+        self.settings = json.loads(json.dumps({"door": door, "template": TEMPLATE_VERSION, **asked, "inputs": digests}))
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, and --out names a folder")
         if (self.path / "settings.json").exists():
@@ -136,12 +135,14 @@ class RunFolder:
         differing = [name for name in {**now, **stored} if now.get(name) != stored.get(name)]
         if differing and not self.overwrite:
             name = differing[0]
-            raise UserError(
-                f"{self.path} holds a run with other settings ({name}: {stored.get(name)!r}, now {now.get(name)!r}): name another folder with --out, or start anew with --overwrite"
-            )
+            what = f"{self.path} holds a run with other settings ({name}: {stored.get(name)!r}, now {now.get(name)!r})"
+            raise UserError(f"{what}: name another folder with --out, or start anew with --overwrite")
 
     def begin(self) -> None:
-        """Make the folder, with --overwrite without the files of the run before, and write settings.json. Called when all that can be wrong has been looked at."""
+        """Make the folder, with --overwrite without the files of the run before, and write settings.json.
+
+        Called when all that can be wrong has been looked at.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for pattern in (*self.files, ".*.tmp") if self.overwrite else (".*.tmp",):  # those: what a killed run was writing
@@ -187,8 +188,18 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
+def reset_peak_memory() -> None:
+    """Let peak_memory count anew from what is held now: on a GPU, and of the process where the system can (Linux)."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5): resets the peak resident size
+
+
 def peak_memory() -> dict[str, int]:
-    """Peak resident bytes of this process, and of its GPU where it used one."""
+    """Peak resident bytes of this process, and of its GPU where it used one, since the start or reset_peak_memory."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     torch = sys.modules.get("torch")

@@ -2,8 +2,8 @@
 
     python -m harkd.generate --model Qwen/Qwen3-32B --data marble:PATH --out runs/traces
 
-One trace per window and sample, appended as it is finished: a killed run goes on where it stopped. A teacher that does not fit here can run anywhere:
-`--export-prompts FILE` writes its prompts as an OpenAI-style batch, `--import-completions FILE` reads its answers back.
+One trace per window and sample, appended as it is finished: a killed run goes on where it stopped. A teacher that does not fit here can run
+anywhere: `--export-prompts FILE` writes its prompts as an OpenAI-style batch, `--import-completions FILE` reads its answers back.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harkd.doors import Parser, RunFolder, add_model_arguments, add_sampling_arguments, checked_device, enter, sampling_of
+from harkd.doors import Parser, RunFolder, add_model_arguments, add_sampling_arguments, enter, sampling_of
 from harkd.errors import UserError
 from harkd.homes.answer import ANSWER_FORM
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.events import Window
 from harkd.homes.prompt import TEMPLATE_VERSION, prompt
 from harkd.recognition import first_windows, mode, read_answer, request
-from harkd.sampling.sampler import Sampling, recommended
+from harkd.sampling.request import Request, Sampling, recommended
+
+if TYPE_CHECKING:
+    from harkd.distill.traces import Trace
 
 FILES = ("traces.jsonl", "prompts.jsonl")
 
@@ -40,16 +43,23 @@ class GenerateSettings:
     thinking: bool = True
     rules: bool = True
     limit: int | None = None
-    sampling: Sampling = recommended(thinking=True)
+    sampling: Sampling | None = None  # what Qwen3 recommends with or without reasoning
     options: ReadOptions = ReadOptions()
     dtype: str | None = None
     import_completions: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.sampling is None:
+            object.__setattr__(self, "sampling", recommended(self.thinking))
 
-def generate(settings: GenerateSettings, *, device: str | None = None, batch: int = 16, cache_tokens: int = 65536, overwrite: bool = False) -> dict[str, Any]:
+
+def generate(
+    settings: GenerateSettings, *, device: str | None = None, batch: int = 16, cache_tokens: int = 65536, overwrite: bool = False
+) -> dict[str, Any]:
     """Write a trace for every window and sample into `settings.out`; continue what is there.
 
-    Returns counts: traces wanted and written, correct (agreement 1), incomplete (an event without a label). Raises UserError for a mistake in the settings.
+    Returns counts: traces wanted and written, correct (agreement 1), incomplete (an event without a label). Raises UserError for a mistake
+    in the settings.
     """
     from tqdm import tqdm
 
@@ -57,7 +67,6 @@ def generate(settings: GenerateSettings, *, device: str | None = None, batch: in
     from harkd.qwen3.hub import ADAPTER_FILES, resolve
 
     mode(settings.adapter, settings.thinking)
-
     dataset = read(settings.data, settings.options)
     total = settings.samples * sum(1 for _ in first_windows(dataset, settings.split, settings.limit))
     wanted = {name: value for name, value in asdict(settings).items() if name != "import_completions"}  # answers may come in several files
@@ -106,19 +115,21 @@ def _generated(settings: GenerateSettings, dataset: Dataset, device: str | None,
     from harkd.sampling.generator import Generator
 
     tokenizer = load_tokenizer(settings.model)
-    model = load_model(settings.model, checked_device(device), settings.dtype, settings.adapter)
+    model = load_model(settings.model, device, settings.dtype, settings.adapter)
     generator = Generator(model, tokenizer, batch, cache_tokens)
     windows: dict[tuple[str, int], Window] = {}  # those whose completions are on their way
 
-    def requests(work: Work) -> Iterator[Any]:
+    def requests(work: Work) -> Iterator[Request]:
+        asked = {"thinking": settings.thinking, "sampling": settings.sampling, "rules": settings.rules}
         for window, sample in work:
             windows[window.id, sample] = window
-            yield request(dataset.home(window.home), window, thinking=settings.thinking, sampling=settings.sampling, rules=settings.rules, sample=sample)
+            yield request(dataset.home(window.home), window, sample=sample, **asked)
 
     def answering(work: Work) -> Iterator[tuple[Window, _Written]]:
         for done in generator.generate(requests(work)):
+            window, sample = done.request.window, done.request.sample
             tokens = {"prompt": done.prompt_tokens, "completion": len(done.ids)}
-            yield windows.pop((done.request.window, done.request.sample)), _Written(done.request.sample, done.text, done.finish_reason, tokens)
+            yield windows.pop((window, sample)), _Written(sample, done.text, done.finish_reason, tokens)
 
     return answering
 
@@ -146,7 +157,7 @@ def _imported(settings: GenerateSettings, dataset: Dataset) -> Answering:
     return answering
 
 
-def _trace(settings: GenerateSettings, dataset: Dataset, window: Window, written: _Written):
+def _trace(settings: GenerateSettings, dataset: Dataset, window: Window, written: _Written) -> Trace:
     from harkd.distill.traces import Trace, agreement
     from harkd.qwen3.template import split_completion
 
@@ -174,8 +185,12 @@ def _summary(settings: GenerateSettings, folder: Path, total: int) -> dict[str, 
         correct += trace.agreement == 1
         incomplete += None in trace.answer
         causes.update(trace.causes)
-    print(f"{traces} of {total} traces in {folder}: {correct} agree with the truth on every scored event, {incomplete} leave an event without a label", file=sys.stderr)
-    return {"out": settings.out, "model": settings.model, "wanted": total, "traces": traces, "correct": correct, "incomplete": incomplete, "causes": dict(causes)}
+    told = f"{correct} agree with the truth on every scored event, {incomplete} leave an event without a label"
+    print(f"{traces} of {total} traces in {folder}: {told}", file=sys.stderr)
+    return {
+        "out": settings.out, "model": settings.model, "wanted": total, "traces": traces, "correct": correct, "incomplete": incomplete,
+        "causes": dict(causes),
+    }  # fmt: skip
 
 
 def export_prompts(settings: GenerateSettings, file: Path) -> dict[str, Any]:
@@ -186,7 +201,10 @@ def export_prompts(settings: GenerateSettings, file: Path) -> dict[str, Any]:
     dataset = read(settings.data, settings.options)
     known = settings.out and (Path(settings.out) / TRACES).exists()
     done = {(trace.window, trace.sample) for trace in read_traces(Path(settings.out))} if known else set()
-    work = ((window, sample, prompt(dataset.home(window.home), window, rules=settings.rules)) for window, sample in _work(settings, dataset, done))
+    work = (
+        (window, sample, prompt(dataset.home(window.home), window, rules=settings.rules))
+        for window, sample in _work(settings, dataset, done)
+    )
     try:
         count = write_prompts(file, work, settings.model, settings.thinking, settings.sampling)
     except OSError as error:
@@ -206,8 +224,10 @@ def _parser() -> Parser:
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
     parser.add_argument("--limit", type=int, help="only the first so many windows")
     parser.add_argument("--overwrite", action="store_true", help="start anew where --out holds a run")
-    parser.add_argument("--export-prompts", metavar="FILE", help="write the prompts, but for those that --out has traces of, as a batch file, and stop")
-    parser.add_argument("--import-completions", metavar="FILE", help="take the answers from a batch's output file; several files may be imported one after the other")
+    out = "write the prompts, but for those that --out has traces of, as a batch file, and stop"
+    parser.add_argument("--export-prompts", metavar="FILE", help=out)
+    back = "take the answers from a batch's output file; several files may be imported one after the other"
+    parser.add_argument("--import-completions", metavar="FILE", help=back)
     add_data_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser)
@@ -221,9 +241,9 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser.at_least_one(args, "samples", "limit", "batch", "cache_tokens")
     thinking = mode(args.adapter, args.thinking)
     settings = GenerateSettings(
-        model=args.model, adapter=args.adapter, data=args.data, out=args.out or "", split=args.split, samples=args.samples, thinking=thinking,
-        rules=args.rules, limit=args.limit, sampling=sampling_of(args, thinking), options=read_options(args), dtype=args.dtype,
-        import_completions=args.import_completions,
+        model=args.model, adapter=args.adapter, data=args.data, out=args.out or "", split=args.split, samples=args.samples,
+        thinking=thinking, rules=args.rules, limit=args.limit, sampling=sampling_of(args, thinking), options=read_options(args),
+        dtype=args.dtype, import_completions=args.import_completions,
     )  # fmt: skip
     if args.export_prompts:
         return export_prompts(settings, Path(args.export_prompts))

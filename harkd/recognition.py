@@ -1,4 +1,4 @@
-"""A window as a request to a model, and a completion as the labels of the window's events: the one way in which every door asks and reads."""
+"""A window as a request to a model, a completion as the labels of its events: the one way in which every door asks and reads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from harkd.homes.dataset import Dataset
 from harkd.homes.events import Home, Window
 from harkd.homes.prompt import TEMPLATE_VERSION, prompt
 from harkd.qwen3.template import chat, split_prefix
-from harkd.sampling.generator import Request
-from harkd.sampling.sampler import Sampling
+from harkd.sampling.request import Request, Sampling
 
 CUT_OFF = "length"  # finish reason, and the cause of an answer that never came to its end
 
@@ -33,17 +32,22 @@ def read_answer(text: str, finish_reason: str, window: Window | int, labels: Seq
 
 
 def mode(adapter: str | None, thinking: bool | None) -> bool:
-    """Whether to reason: as asked for, else as the adapter was trained, else yes. Raises UserError where its prompt, answer form or mode are others."""
+    """Whether to reason: as asked for, else as the adapter was trained, else yes.
+
+    Raises UserError where the adapter was trained with another prompt template, answer form or mode.
+    """
     from harkd.qwen3.hub import ADAPTER_FILES, resolve
     from harkd.qwen3.lora import read_notes
 
     notes = read_notes(resolve(adapter, ADAPTER_FILES)) if adapter is not None else {}
     for name, here in (("template", TEMPLATE_VERSION), ("answer_form", ANSWER_FORM)):
         if notes.get(name, here) != here:
-            raise UserError(f"the adapter {adapter} was trained with {name} {notes[name]!r}, and this version of harkd uses {here!r}: train it again")
+            there = f"the adapter {adapter} was trained with {name} {notes[name]!r}"
+            raise UserError(f"{there}, and this version of harkd uses {here!r}: train it again")
     trained = notes.get("thinking")
     if None not in (trained, thinking) and trained != thinking:
-        raise UserError(f"the adapter {adapter} was trained {'with' if trained else 'without'} reasoning: leave --thinking and --no-thinking out")
+        how = "with" if trained else "without"
+        raise UserError(f"the adapter {adapter} was trained {how} reasoning: leave --thinking and --no-thinking out")
     return trained if trained is not None else thinking is not False
 
 
@@ -52,6 +56,7 @@ def first_windows(dataset: Dataset, split: str, limit: int | None) -> Iterator[W
     windows = islice(dataset.windows(split), limit)
     first = next(windows, None)
     if first is None:
-        raise UserError(f"the split {split!r} of {dataset.name} holds no window")
+        tell = f"`python -m harkd.homes {dataset.name}` tells what each split holds"
+        raise UserError(f"the split {split!r} of {dataset.name} holds no window: {tell}")
     yield first
     yield from windows

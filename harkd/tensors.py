@@ -1,8 +1,9 @@
 """safetensors files: read byte range by byte range into place, written whole or not at all.
 
-A file is 8 bytes, the length N of its header (little endian); N bytes of JSON, {name: {dtype, shape, data_offsets: [begin, end]}}; the bytes of all tensors, without gaps.
-Source: the format's description in the safetensors repository. The header is checked against the file's size before anything is read. A tensor's bytes then go straight
-into a tensor that is there already (through a small buffer where dtype or device differ): mapping the file into memory would count the weights twice.
+A file is 8 bytes, the length N of its header (little endian); N bytes of JSON, {name: {dtype, shape, data_offsets: [begin, end]}}; the
+bytes of all tensors, without gaps. Source: the format's description in the safetensors repository. The header is checked against the file's
+size before anything is read. A tensor's bytes then go straight into a tensor that is there already (through a small buffer where dtype or
+device differ): mapping the file into memory would count the weights twice.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def read_into(stored: Stored, target: Tensor) -> None:
     flat = target.detach().view(-1)
     direct = stored.dtype == target.dtype and target.device.type == "cpu"
     rows = flat.numel() if direct else BUFFER // stored.dtype.itemsize
-    piece = flat if direct else torch.empty(min(rows, flat.numel()), dtype=stored.dtype)  # one for all parts: many would stay in the allocator
+    # one buffer for all parts: many would stay in the allocator
+    piece = flat if direct else torch.empty(min(rows, flat.numel()), dtype=stored.dtype)
     with open(stored.path, "rb", buffering=0) as file:
         file.seek(stored.begin)
         for part in flat.split(rows) if flat.numel() else ():

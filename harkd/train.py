@@ -2,8 +2,9 @@
 
     python -m harkd.train --model Qwen/Qwen3-0.6B --traces runs/traces --out runs/adapter
 
-`--train-on reasoning` learns the teacher's reasoning and answer, `answer` its answer alone, `truth` the true labels of `--data --split` without any teacher: the control that every
-distillation result needs, and the way to train a teacher on a data set. Killed and started again, it goes on from its last checkpoint.
+`--train-on reasoning` learns the teacher's reasoning and answer, `answer` its answer alone, `truth` the true labels of `--data --split`
+without any teacher: the control that every distillation result needs, and the way to train a teacher on a data set. Killed and started
+again, it goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from harkd.doors import Parser, RunFolder, add_model_arguments, checked_device, enter, file_digest
+from harkd.doors import Parser, RunFolder, add_model_arguments, enter, file_digest
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.answer import ANSWER_FORM
 from harkd.homes.dataset import ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.prompt import TEMPLATE_VERSION
+from harkd.qwen3.config import PROJECTIONS
 
 if TYPE_CHECKING:
-    from harkd.distill.loop import LoopSettings
     from harkd.distill.examples import TrainingExample
+    from harkd.distill.loop import LoopSettings
     from harkd.qwen3.lora import LoraConfig
     from harkd.qwen3.tokenizer import Tokenizer
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "harkd.json", "last.safetensors", "best.safetensors", "metrics.jsonl")
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Grouped = TypeVar("Grouped")  # a trace or a window: it has a group
 
 
@@ -106,17 +107,19 @@ def _check(settings: TrainSettings) -> None:
 
 
 def _train(settings: TrainSettings, lora: LoraConfig, loop: LoopSettings, folder: RunFolder, device: str | None) -> dict[str, Any]:
-    from harkd.distill.loop import epoch_steps
-    from harkd.distill.loop import train as train_loop
     from harkd.distill.examples import preview
+    from harkd.distill.loop import check_examples, epoch_steps
+    from harkd.distill.loop import train as train_loop
     from harkd.qwen3.lora import add_lora, fingerprint, save_adapter
     from harkd.qwen3.tokenizer import load_tokenizer
     from harkd.qwen3.weights import load_model
 
     tokenizer = load_tokenizer(settings.model)
     learn, validate, template = _examples(settings, tokenizer)
-    print(f"{len(learn)} examples to train on, {len(validate)} to validate on; the first, as the student sees it:\n\n{preview(learn[0], tokenizer)}\n")
-    model = load_model(settings.model, checked_device(device), settings.dtype)
+    print(f"{len(learn)} examples to train on, {len(validate)} to validate on; the first, as the student sees it:\n")
+    print(f"{preview(learn[0], tokenizer)}\n")
+    model = load_model(settings.model, device, settings.dtype)
+    check_examples(model, [*learn, *validate], loop.batch_tokens)
     notes = {
         "base": settings.model, "base_fingerprint": fingerprint(model), "template": template, "thinking": settings.train_on == "reasoning",
         "answer_form": ANSWER_FORM, "train_on": settings.train_on,
@@ -126,7 +129,10 @@ def _train(settings: TrainSettings, lora: LoraConfig, loop: LoopSettings, folder
     with _Progress(sum(len(epoch_steps(learn, loop, epoch)) for epoch in range(settings.epochs))) as log:
         outcome = train_loop(model, parameters, learn, validate, loop, folder.path, vocab_size=tokenizer.vocab_size, log=log)
     save_adapter(folder.path, parameters, lora, settings.model, notes)
-    result = {"out": settings.out, "examples": len(learn), "validation_examples": len(validate), "trained_parameters": sum(p.numel() for p in parameters.values())}
+    result = {
+        "out": settings.out, "examples": len(learn), "validation_examples": len(validate),
+        "trained_parameters": sum(p.numel() for p in parameters.values()),
+    }  # fmt: skip
     return folder.finish({**result, **asdict(outcome)}, {"tokens_per_epoch": sum(len(example.ids) for example in learn)})
 
 
@@ -156,7 +162,8 @@ def _examples(settings: TrainSettings, tokenizer: Tokenizer) -> tuple[list[Train
     for cause, count in counts.items():
         print(f"{count} left out: {cause}")
     if not learn:
-        raise UserError(f"there is no example to train on ({', '.join(f'{count} {cause}' for cause, count in counts.items()) or 'all are held out for validation'})")
+        causes = ", ".join(f"{count} {cause}" for cause, count in counts.items())
+        raise UserError(f"there is no example to train on ({causes or 'all are held out for validation'})")
     return learn, validate, template
 
 
@@ -195,7 +202,8 @@ class _Progress:
 def export_merged(model: str, adapter: str, out: Path, dtype: str | None = None) -> str:
     """Merge an adapter into its base, in float32, and write a Hugging Face folder that transformers and vLLM load, whole or not at all.
 
-    `harkd.json` there tells what was merged: the same export a second time finds that it is done. Raises UserError where the folder holds anything else.
+    `harkd.json` there tells what was merged: the same export a second time finds that it is done. Raises UserError where the folder holds
+    anything else.
     """
     from harkd.qwen3.hub import resolve
     from harkd.qwen3.lora import merge
@@ -227,8 +235,10 @@ def _parser() -> Parser:
     parser.add_argument("--traces", help="a folder that harkd.generate wrote")
     parser.add_argument("--out", help="the run's folder, and the adapter's")
     parser.add_argument("--train-on", choices=["reasoning", "answer", "truth"], default=default.train_on, help="what is learnt")
-    parser.add_argument("--keep", choices=["correct", "best", "all"], default=default.keep, help="which traces: of at least --min-agreement, the best per window, all")
-    parser.add_argument("--min-agreement", type=float, default=default.min_agreement, help="share of scored events that a correct trace answers right")
+    kept = "which traces: of at least --min-agreement, the best per window, all"
+    parser.add_argument("--keep", choices=["correct", "best", "all"], default=default.keep, help=kept)
+    agreement = "share of scored events that a correct trace answers right"
+    parser.add_argument("--min-agreement", type=float, default=default.min_agreement, help=agreement)
     parser.add_argument("--data", help="with --train-on truth: READER:PATH")
     parser.add_argument("--split", default=default.split, help="with --train-on truth: train, validation, test or all")
     parser.add_argument("--limit", type=int, help="with --train-on truth: only the first so many windows")
@@ -238,9 +248,12 @@ def _parser() -> Parser:
     parser.add_argument("--target-modules", default=",".join(PROJECTIONS), help="projections that carry an adapter, with commas")
     parser.add_argument("--lr", type=float, default=default.lr, help="learning rate at its peak")
     parser.add_argument("--epochs", type=int, default=default.epochs)
-    parser.add_argument("--batch-tokens", type=int, default=default.batch_tokens, help="tokens in an optimiser step, the shared prefix counted once")
-    parser.add_argument("--validation", type=float, default=default.validation, help="share of the recordings' groups held out to choose the best checkpoint")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of the adapter's first values, the order of examples and the held-out groups")
+    step = "tokens in an optimiser step, the shared prefix counted once"
+    parser.add_argument("--batch-tokens", type=int, default=default.batch_tokens, help=step)
+    share = "share of the recordings' groups held out to choose the best checkpoint"
+    parser.add_argument("--validation", type=float, default=default.validation, help=share)
+    drawn = "of the adapter's first values, the order of examples and the held-out groups"
+    parser.add_argument("--seed", type=int, default=default.seed, help=drawn)
     parser.add_argument("--export", metavar="DIR", help="also write base and adapter, merged, as a Hugging Face folder")
     parser.add_argument("--overwrite", action="store_true", help="start anew where --out holds a run")
     add_data_arguments(parser)
@@ -253,9 +266,13 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     parser.demand(args, "model", "out")
     parser.at_least_one(args, "limit")
-    names = ("model", "out", "traces", "train_on", "keep", "min_agreement", "data", "split", "limit", "rules", "lora_rank", "lora_alpha", "lr", "epochs")
-    same = {name: getattr(args, name) for name in (*names, "batch_tokens", "validation", "seed", "dtype")}
-    settings = TrainSettings(**same, options=read_options(args), target_modules=tuple(name.strip() for name in args.target_modules.split(",")))
+    names = (
+        "model", "out", "traces", "train_on", "keep", "min_agreement", "data", "split", "limit", "rules", "lora_rank", "lora_alpha", "lr",
+        "epochs", "batch_tokens", "validation", "seed", "dtype",
+    )  # fmt: skip
+    same = {name: getattr(args, name) for name in names}
+    targets = tuple(name.strip() for name in args.target_modules.split(","))
+    settings = TrainSettings(**same, options=read_options(args), target_modules=targets)
     return train(settings, device=args.device, export=args.export, overwrite=args.overwrite)
 
 

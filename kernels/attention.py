@@ -4,11 +4,13 @@ Each new token sees its shared prefix, its own sequence's past, and the new toke
 
     out_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j,    j in prefix(i) + past(i) + {new tokens of i's sequence up to i}
 
-Shapes: T new tokens of all sequences packed one behind the other, H query heads, K key/value heads (H a multiple of K), D head size, S sequences, G prefixes,
-N pages in a table, P tokens in a page. Heads of one group share their keys without repeating them (GQA, arXiv 2305.13245); pages as in arXiv 2309.06180.
+Shapes: T new tokens of all sequences packed one behind the other, H query heads, K key/value heads (H a multiple of K), D head size, S
+sequences, G prefixes, N pages in a table, P tokens in a page. Heads of one group share their keys without repeating them (GQA, arXiv
+2305.13245); pages as in arXiv 2309.06180.
 
 A prefix lies in the pack, as a sequence of its own that the others point to (training), or in pages of the cache (generation).
-The scores are products in the inputs' dtype, the softmax is taken in float32 (float64 for float64 inputs) and cast back, as in Hugging Face's eager attention.
+The scores are products in the inputs' dtype, the softmax is taken in float32 (float64 for float64 inputs) and cast back, as in Hugging
+Face's eager attention.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ class CacheLayer(NamedTuple):
 class Sequences:
     """Who sees whom among T packed tokens: the attention plan, the same for every layer of a step.
 
-    The tensors are int32 on the device of the tokens, `slots` int64. Past and prefix tokens keep their places: a sequence's token i lies on page
-    `block_table[s, i // P]`. `max_q` and `max_k` bound the new tokens and the keys of any one sequence.
+    The tensors are int32 on the device of the tokens, `slots` int64. Past and prefix tokens keep their places: a sequence's token i lies on
+    page `block_table[s, i // P]`. `max_q` and `max_k` bound the new tokens and the keys of any one sequence.
     """
 
     cu_q: Tensor  # [S+1] where each sequence's new tokens begin; an empty sequence is padding
@@ -148,9 +150,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q.reshape(1, kv_heads, -1, dim), k[None], v[None]).reshape(1, heads, dim)
     grouped = (q * dim**-0.5).view(n, kv_heads, -1, dim).permute(1, 2, 0, 3)  # [K, H/K, n, D]
     scores = grouped.reshape(kv_heads, -1, dim) @ k.transpose(1, 2)  # [K, H/K * n, m]
-    if n > 1:
-        future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-        scores.view(kv_heads, -1, n, m)[..., m - n :].masked_fill_(future, float("-inf"))
+    future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+    scores.view(kv_heads, -1, n, m)[..., m - n :].masked_fill_(future, float("-inf"))
     weights = torch.softmax(scores, dim=-1)  # torch accumulates half precision in float32
     out = weights @ v  # [K, H/K * n, D]
     return out.view(kv_heads, -1, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)

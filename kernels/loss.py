@@ -2,9 +2,11 @@
 
     nll_n = logsumexp_v(h_n . w_v) - h_n . w_t(n),        d nll_n / d h_n = sum_v (softmax_v(h_n . w) - [v = t(n)]) w_v
 
-h [N, C] hidden rows, w [V, C] the head, t [N] targets. `chunk` rows are projected at a time: at V = 151,936 a float32 tensor of 512 rows takes 311 MB, one of 8,192 rows 5 GB. The product runs in the
-head's dtype, everything behind it in float32. Where the head is frozen (LoRA), the gradient of the rows is taken in the forward pass, while a chunk's probabilities are at hand: one product less than
-recomputing them, and no gradient of the head is ever made. Where it is trained, a chunk is recomputed in the backward pass. Source: Cut Your Losses, arXiv 2411.09009, for the idea.
+h [N, C] hidden rows, w [V, C] the head, t [N] targets. `chunk` rows are projected at a time: at V = 151,936 a float32 tensor of 512 rows
+takes 311 MB, one of 8,192 rows 5 GB. The product runs in the head's dtype, everything behind it in float32. Where the head is frozen
+(LoRA), the gradient of the rows is taken in the forward pass, while a chunk's probabilities are at hand: one product less than recomputing
+them, and no gradient of the head is ever made. Where it is trained, a chunk is recomputed in the backward pass. Source: Cut Your Losses,
+arXiv 2411.09009, for the idea.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch.utils.checkpoint import checkpoint
 def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, vocab_size: int | None = None, chunk: int = 512) -> Tensor:
     """-log p(target) [N] in float32 (float64 for float64 inputs).
 
-    Args: hidden [N, C]; head [V, C]; targets [N] int64, below vocab_size; vocab_size: rows of the head from here on are padding and get no probability.
+    Args: hidden [N, C]; head [V, C]; targets [N] int64, below vocab_size; vocab_size: rows of the head from here on are padding and get no
+    probability.
     """
     head = head[:vocab_size]
     if not head.requires_grad:

@@ -57,6 +57,17 @@ def mixed(tmp_path_factory) -> str:
     return f"marble:{root}"
 
 
+@pytest.fixture
+def one_thread():
+    """As in `child`: how a product is divided among threads decides its last bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def run(main, *argv) -> dict:
     """Run a door that must succeed; its result."""
     code, result, _, err = outcome(main, *argv)

@@ -14,7 +14,8 @@ from harkd.qwen3.model import Qwen3
 from harkd.qwen3.template import chat, split_prefix
 from harkd.qwen3.tokenizer import Tokenizer, read_tokenizer
 from harkd.sampling.generator import Generator, Request
-from harkd.sampling.sampler import Sampling, noise_key, sample, uniform
+from harkd.sampling.request import Sampling
+from harkd.sampling.sampler import noise_key, sample, uniform
 from tests.tiny import random_model, tiny_tokenizer
 
 SYSTEMS = ("You name activities at home. kitchen: fridge, stove. " * 2, "Another home: bath, bed.")

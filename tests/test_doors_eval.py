@@ -2,16 +2,21 @@
 
 import json
 import re
+import shutil
+import sys
 from collections import Counter, defaultdict
 
 import pytest
 
-from harkd.eval import contestants, main
+from harkd.contestants import contestants
+from harkd.eval import main
 from harkd.homes.answer import canonical
 from harkd.homes.dataset import read
 from harkd.sampling import generator
+from harkd.sampling.request import recommended
 from harkd.train import main as train
 from tests.door_cases import LABELS, child, content, kill, lines, mixed, model, outcome, run, short_prompts  # noqa: F401
+from tests.marble_files import labels, marble
 
 BASELINES = ("--model", "baseline:majority", "--model", "baseline:sensor")
 
@@ -165,8 +170,12 @@ def test_a_base_row_for_every_mode_that_an_adapter_uses(model, adapter, tmp_path
     assert rows(["baseline:sensor", model, "org/other"], [adapter], None) == [
         ("baseline:sensor", False), ("tiny without reasoning", False), ("tiny + truth", False), ("other with reasoning", True),
     ]  # fmt: skip
-    files = [row.file for row in contestants([model, "x/a-b", "y/a b", "z/a b"], [], None)]
-    assert len(set(files)) == 4 and all(re.fullmatch(r"predictions-[\w.+-]+\.jsonl", file) for file in files)
+    long = [f"{letter * 150}/{'n' * 150}" for letter in "xy"]
+    found = contestants([model, "x/a-b", "y/a b", "z/a b", "u/Cd", "v/cD", *long], [], None)
+    files = [row.file for row in found]
+    assert len({file.casefold() for file in files}) == 8 and max(map(len, files)) < 255
+    assert {row.sampling for row in found} == {recommended(True)}
+    assert all(re.fullmatch(r"predictions-[\w.+-]+\.jsonl", file) for file in files)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +194,34 @@ def test_what_may_not_be_compared_is_refused(argv, adapter, tmp_path, notes, fla
 
     code, _, _, err = outcome(main, *argv, "--adapter", noted(Path(adapter), tmp_path / "adapter", **notes), *flags)
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_each_row_has_its_own_peak_of_memory(argv, model, monkeypatch, tmp_path):
+    """A model that runs after a hungry one does not inherit its peak, and the run's peak is the highest."""
+    sizes = [100_000_000, 0]
+
+    def write(window):
+        bytearray(b"x") * sizes.pop(0)  # held for a moment
+        return "no list", "stop"
+
+    answers(monkeypatch, write)
+    run(main, *argv, "--model", shutil.copytree(model, tmp_path / "second"), "--limit", 1)
+    cost = json.loads((tmp_path / "out/cost.json").read_text())
+    first, second = (row["peak_memory_bytes"]["cpu"] for row in cost["models"].values())
+    assert cost["peak_memory_bytes"]["cpu"] == max(first, second)
+    if sys.platform == "linux":
+        assert first > second + 50_000_000
+
+
+def test_training_files_at_fault_are_told_before_a_model_runs(argv, monkeypatch, tmp_path):
+    """The baselines, which read them, are first to answer."""
+    asked = []
+    answers(monkeypatch, lambda window: asked.append(window) or ("", "stop"))
+    data = marble(tmp_path / "broken")
+    for found in read(f"marble:{data}").recordings("train"):
+        labels(data / found.id, "1", (0, 9, "TRANSITION"))
+    code, _, _, err = outcome(main, *argv, "--data", f"marble:{data}", *BASELINES)
+    assert code == 2 and "no labelled event" in err and not asked
 
 
 def test_a_broken_contestant_is_told_before_the_others_run(argv, tmp_path):

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from harkd.distill.traces import read_traces
-from harkd.generate import main
+from harkd.generate import GenerateSettings, main
 from harkd.homes.answer import canonical
 from harkd.homes.dataset import read
 from harkd.homes.prompt import prompt, text_hash
+from harkd.sampling.request import recommended
 from tests.door_cases import child, content, data, kill, lines, model, outcome, run, short_prompts  # noqa: F401
 
 FIELDS = {
@@ -73,6 +74,19 @@ def test_again_it_is_done_and_changes_no_byte_other_settings_are_refused_and_ove
     after = content(tmp_path / "out")
     assert after["notes.txt"] == b"mine" and after["traces.jsonl"] != before["traces.jsonl"] and set(after) == set(before)
     assert set(ids(tmp_path / "out")) == wanted(data) and len(ids(tmp_path / "out")) == len(wanted(data))
+
+
+def test_a_folder_may_be_moved_or_named_with_a_slash(argv, tmp_path):
+    first = run(main, *argv)
+    assert run(main, *argv, "--out", f"{tmp_path / 'out'}/") == first
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert run(main, *argv, "--out", tmp_path / "moved") == first
+
+
+def test_settings_from_python_sample_as_is_recommended_for_their_mode():
+    for thinking in (True, False):
+        assert GenerateSettings("m", "d", "o", thinking=thinking).sampling == recommended(thinking)
+    assert recommended(True) != recommended(False)
 
 
 def test_a_mistake_with_overwrite_removes_nothing(argv, tmp_path):

@@ -13,7 +13,7 @@ from harkd.homes.prompt import prompt
 from harkd.qwen3.tokenizer import load_tokenizer
 from harkd.qwen3.weights import load_model
 from harkd.train import hold_out, main
-from tests.door_cases import LABELS, child, content, data, kill, lines, mixed, model, outcome, run, short_prompts  # noqa: F401
+from tests.door_cases import LABELS, child, content, data, kill, lines, mixed, model, one_thread, outcome, run, short_prompts  # noqa: F401
 
 FILES = {"settings.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "adapter_config.json", "adapter_model.safetensors", "harkd.json", "cost.json", "result.json"}
 
@@ -51,11 +51,11 @@ def losses(out):
 
 
 def test_the_truth_is_learnt(truth, model, tmp_path):
-    code, result, text, _ = outcome(main, *truth, "--epochs", 40, "--limit", 4, "--validation", 0, "--lora-alpha", 16, "--target-modules", "q_proj, o_proj,up_proj,down_proj")
+    code, result, text, _ = outcome(main, *truth, "--epochs", 30, "--limit", 4, "--validation", 0, "--lora-alpha", 16, "--target-modules", "q_proj, o_proj,up_proj,down_proj")
     out = tmp_path / "out"
-    assert code == 0 and losses(out)[-1] < 0.2 * losses(out)[0]
+    assert code == 0 and losses(out)[-1] < 0.5 * losses(out)[0]
     assert {path.name for path in out.iterdir()} == FILES
-    assert result["examples"] == 4 and result["validation_examples"] == 0 and result["best_loss"] is None and result["step"] == 40
+    assert result["examples"] == 4 and result["validation_examples"] == 0 and result["best_loss"] is None and result["step"] == 30
     notes = json.loads((out / "harkd.json").read_text())
     assert {name: notes[name] for name in ("base", "template", "thinking", "answer_form", "train_on")} == {
         "base": model, "template": "1", "thinking": False, "answer_form": "1", "train_on": "truth",
@@ -111,7 +111,7 @@ def test_validation_holds_out_whole_groups(mixed):
     assert hold_out(one_group, 0.5, 0) == (one_group, [])
 
 
-def test_killed_and_continued_it_ends_with_the_same_bytes(truth, tmp_path):
+def test_killed_and_continued_it_ends_with_the_same_bytes(truth, one_thread, tmp_path):
     truth = [*truth, "--epochs", 30, "--limit", 6, "--lora-rank", 2]
     whole = run(main, *truth, "--out", tmp_path / "whole")
     out, codes = tmp_path / "killed", []
@@ -138,6 +138,22 @@ def test_again_it_is_done(truth, tmp_path):
     assert code == 2 and "epochs: 1, now 2" in err and content(tmp_path / "out") == before
     assert outcome(main, *truth, "--epochs", 2, "--overwrite", "--data", "marble:/nowhere")[0] == 2 and content(tmp_path / "out") == before
     assert run(main, *truth, "--epochs", 2, "--limit", 2, "--overwrite")["step"] == 2
+
+
+def test_what_cannot_be_trained_costs_no_older_run(truth, model, mixed, tmp_path):
+    from tests.tiny import tiny_model
+
+    run(main, *truth, "--epochs", 1, "--limit", 2)
+    before = content(tmp_path / "out")
+    few = tiny_model(tmp_path / "few", num_hidden_layers=1, max_position_embeddings=400)
+    small = tiny_model(tmp_path / "small", num_hidden_layers=1, vocab_size=300)
+    for flags, words in (
+        (["--batch-tokens", 400], "raise --batch-tokens (now 400)"), (["--dtype", "float16"], "float16 cannot hold gradients"),
+        (["--device", "nonsense"], "the device 'nonsense' cannot be used here"), (["--model", few], "and the model 400 positions"),
+        (["--model", small], "they do not belong together"),
+    ):  # fmt: skip
+        code, _, _, err = outcome(main, *truth, *flags, "--overwrite")
+        assert code == 2 and words in err and content(tmp_path / "out") == before
 
 
 def test_traces_that_changed_are_other_settings(model, traces, tmp_path):

@@ -10,7 +10,7 @@ from harkd.errors import UserError
 from harkd.homes.answer import canonical, parse_answer
 from harkd.homes.dataset import read
 from harkd.homes.events import Event, Home, Label, Window
-from harkd.homes.prompt import prompt, system_message, text_hash, user_message
+from harkd.homes.prompt import TEMPLATE_VERSION, prompt, system_message, text_hash, user_message
 from tests.helpers import MARBLE, QWEN3, needs_marble, needs_qwen3
 
 FRIDGE = Event(7, datetime(2020, 1, 1, 7, 5, 9, 999_000), "fridge", "kitchen", "opened", ("Snack",), "Zoe")
@@ -48,6 +48,12 @@ def test_system_message_holds_its_sections_in_order():
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert text == text.strip() and text.endswith("}]")
+
+
+def test_other_words_need_another_version():
+    """Adapters and traces know their prompt by TEMPLATE_VERSION alone: who changes the words counts it up and pins the new hashes here."""
+    pinned = {"1": ("b542c8a95c59d22f", "c22f18d79995a5d9")}
+    assert (text_hash(system_message(HOME)), text_hash(user_message(WINDOW))) == pinned[TEMPLATE_VERSION]
 
 
 def test_the_example_is_in_the_form_that_is_asked_for():

@@ -198,6 +198,8 @@ def test_phones_are_merged_in_the_order_of_time_if_asked(tmp_path, instance):
     (instance / "subject-3" / "smartphone.csv").write_bytes(b"\r\n")
     (instance / "subject-4").mkdir()
     (instance / "subject-4" / "smartphone.csv").write_bytes(b"")
+    (instance / "subject-5").mkdir()
+    (instance / "subject-5" / "smartphone.csv").write_bytes(b"\xef\xbb\xbf")
     assert len(only(tmp_path)[0]) == 2
     events, report = only(tmp_path, smartphone=True)
     assert [(event.id, event.description, event.resident, event.labels) for event in events] == [
@@ -264,6 +266,8 @@ def test_the_day_is_that_of_the_local_clock(tmp_path):
         ("subject-1/labels.csv", "ts_start,ts_end,act\n1,2,EATING\n1,2,DANCING\n", "labels.csv, line 3: unknown activity 'DANCING'"),
         ("subject-1/labels.csv", "ts_start,ts_end,act\n1,x,EATING\n", "labels.csv, line 2: 'x' is not"),
         ("subject-1/smartphone.csv", "event_id,ts\nS1,5\n", "smartphone.csv has no column 'event_status'"),
+        ("subject-1/smartphone.csv", "\n\nS1,ON,5\n", "smartphone.csv has no column 'event_id': its first line names nothing"),
+        ("subject-1/smartphone.csv", b"\xff", "smartphone.csv is not UTF-8"),
     ],
 )
 def test_a_fault_names_file_and_line(tmp_path, instance, name, content, message):

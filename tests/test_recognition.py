@@ -17,7 +17,7 @@ from harkd.homes.prompt import prompt
 from harkd.qwen3.template import chat, split_completion
 from harkd.qwen3.tokenizer import Tokenizer, read_tokenizer
 from harkd.recognition import first_windows, read_answer, request
-from harkd.sampling.sampler import Sampling
+from harkd.sampling.request import Sampling
 from tests.tiny import tiny_tokenizer
 
 START = datetime(2020, 3, 1, 7, 22, 45)

@@ -9,7 +9,8 @@ import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from harkd.errors import UserError
-from harkd.sampling.sampler import Sampling, noise_key, recommended, sample, uniform
+from harkd.sampling.request import Sampling, recommended
+from harkd.sampling.sampler import noise_key, sample, uniform
 
 BELOW_ONE = 1 - 2.0**-53
 SETTINGS = [

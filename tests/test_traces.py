@@ -112,6 +112,8 @@ def _edit(folder, line, change):
         (lambda record: record["answer"].pop(), "line 2: .* form of a trace"),
         (lambda record: record.update(messages=[]), "line 2: .* form of a trace"),
         (lambda record: record.update(tokens=None), "line 2: .* form of a trace"),
+        (lambda record: record["messages"][1].update(content=None), "line 2: .* form of a trace"),
+        (lambda record: record["messages"][1].pop("content"), "line 2: .* form of a trace"),
         (lambda record: record["messages"][0].update(hash="0" * 16), "line 2: its system text '0000000000000000' is not in .*prompts"),
     ],
 )

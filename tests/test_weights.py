@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from harkd.errors import UserError
 from harkd.qwen3.model import Qwen3
-from harkd.qwen3.weights import load_model, read_header, save_model
+from harkd.qwen3.weights import as_device, load_model, read_header, save_model
 from tests.helpers import ROOT
 from tests.tiny import random_model, tiny_config, tiny_model, transformers_model
 
@@ -245,3 +245,11 @@ def test_peak_memory(tmp_path, dtype):
     ratio = int(child.stdout) / weights
     print(f"peak memory {ratio:.3f} x the weights ({dtype})")
     assert 0.95 < ratio <= 1.15
+
+
+def test_a_device_that_cannot_be_used_is_told_before_anything_is_read(tmp_path):
+    assert as_device("cpu") == torch.device("cpu") and as_device().type in ("cpu", "cuda")
+    for device in ("nonsense", "meta", "cuda:99", torch.device("meta")):
+        with pytest.raises(UserError, match=f"the device '{device}' cannot be used here: ") as caught:
+            load_model(tmp_path / "nowhere", device=device)
+        assert "\n" not in str(caught.value)

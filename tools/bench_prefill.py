@@ -1,9 +1,11 @@
-"""Prefill at the real sizes of Qwen3-0.6B on this machine: windows behind a shared prefix, beside torch's bare linear products in the same run.
+"""Prefill at the real sizes of Qwen3-0.6B on this machine: windows behind a shared prefix, beside torch's bare linear products in the
+same run.
 
     python -m tools.bench_prefill --model FOLDER        (python -m tools.make_checkpoint FOLDER --like 0.6B --tokenizer ...)
 
-Prints seconds, tokens/s, peak resident memory of this process and, as its last line, JSON with `ratios`: `prefill_to_products` is the products' time over the prefill's, where the
-products are the seven linear maps of all layers on as many rows, without the head, at the faster of two packings (one window, one step at a time).
+Prints seconds, tokens/s, peak resident memory of this process and, as its last line, JSON with `ratios`: `prefill_to_products` is the
+products' time over the prefill's, where the products are the seven linear maps of all layers on as many rows, without the head, at the
+faster of two packings (one window, one step at a time).
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ import harkd.eval  # noqa: F401  (the doors count among the imports)
 import harkd.generate  # noqa: F401
 import harkd.train  # noqa: F401
 from harkd.doors import peak_memory
-from harkd.qwen3.lora import PROJECTIONS
+from harkd.qwen3.config import PROJECTIONS
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import load_tokenizer
 from harkd.qwen3.weights import load_model
-from harkd.sampling.generator import Generator, Request
-from harkd.sampling.sampler import Sampling
+from harkd.sampling.generator import Generator
+from harkd.sampling.request import Request, Sampling
 
 
 def median_seconds(run: Callable[[], object], repeats: int) -> float:
@@ -86,12 +88,14 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     first = next(iter(generator.generate(requests[:1])))
     prefix_seconds = time.perf_counter() - start
-    prefill = median_seconds(lambda: list(generator.generate(requests)), args.repeats)  # the first run of the median warms up; the prefix stays in the cache
+    # the first run of the median warms up; the prefix stays in the cache
+    prefill = median_seconds(lambda: list(generator.generate(requests)), args.repeats)
     memory = peak_memory()["cpu"]
     one_window = median_seconds(bare_products(model, args.window), args.repeats) * args.windows
     one_step = median_seconds(bare_products(model, rows), args.repeats)
     products = min(one_window, one_step)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, prompt of {first.prompt_tokens} tokens, prefix and first window {prefix_seconds:.2f} s")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"prompt of {first.prompt_tokens} tokens, prefix and first window {prefix_seconds:.2f} s")
     print(f"prefill: {rows} tokens in {prefill:.2f} s, {rows / prefill:.0f} tokens/s")
     print(f"bare products: {products:.2f} s (window by window {one_window:.2f} s, all rows at once {one_step:.2f} s)")
     print(f"peak resident memory: {memory / 1e9:.2f}e9 bytes")

@@ -20,21 +20,25 @@ from harkd.qwen3.tokenizer import read_tokenizer
 from harkd.qwen3.weights import as_dtype, save_model
 
 SIZES = {
-    "small": Qwen3Config(151936, 128, 384, 4, 4, 2, 64, tie_word_embeddings=True, dtype="float32"),
+    "small": Qwen3Config(151936, 128, 384, 2, 4, 2, 64, tie_word_embeddings=True, dtype="float32"),
     "0.6B": Qwen3Config(151936, 1024, 3072, 28, 16, 8, 128, tie_word_embeddings=True),
     "8B": Qwen3Config(151936, 4096, 12288, 36, 32, 8, 128),
 }
 
 
-def make_checkpoint(out: Path, tokenizer: Path, config: Qwen3Config, seed: int = 0, spread: float = 10.0) -> None:
-    """Write random weights of `config`'s shape, and the tokenizer's files, to `out`."""
+def make_checkpoint(out: Path, tokenizer: Path, config: Qwen3Config, seed: int = 0) -> None:
+    """Write random weights of `config`'s shape, and the tokenizer's files, to `out`.
+
+    The maps keep the size of what goes through them (std 1/sqrt(C)); the embedding's rows are longer, because a frozen tied head can name
+    one of 151,936 tokens with confidence only if its logits spread widely enough.
+    """
     read_tokenizer(tokenizer)
     with torch.device("meta"):
         model = Qwen3(config)
     model = model.to_empty(device="cpu").to(as_dtype(config.dtype))
-    initialise(model, seed)
-    with torch.no_grad():  # a frozen tied head of width 128 can name one of 151,936 tokens with confidence only if its rows are long
-        model.model.embed_tokens.weight.mul_(spread)
+    initialise(model, seed, std=config.hidden_size**-0.5)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(4.0)
     save_model(model, out, tokenizer)
 
 

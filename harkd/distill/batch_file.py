@@ -1,9 +1,12 @@
-"""Prompts out to a teacher that runs elsewhere, and its completions back in: the batch files of OpenAI-style servers, one JSON object a line.
+"""Prompts out to a teacher that runs elsewhere, and its completions back in: the batch files of OpenAI-style servers,
+one JSON object a line.
 
     out  {"custom_id": "WINDOW#SAMPLE", "method": "POST", "url": "/v1/chat/completions", "body": {"model", "messages", "temperature", ...}}
-    in   {"custom_id": ..., "response": {"body": {"choices": [{"message": {"content", "reasoning_content"}, "finish_reason"}], "usage": {...}}}, "error": null}
+    in   {"custom_id": ..., "response": {"body": {"choices": [{"message": {"content", "reasoning_content"}, "finish_reason"}],
+                                                       "usage": {...}}}, "error": null}
 
-The form is that of the batch runners of OpenAI and vLLM. Beyond OpenAI's own, vLLM's fields `top_k`, `min_p` and `chat_template_kwargs` (enable_thinking) are written.
+The form is that of the batch runners of OpenAI and vLLM. Beyond OpenAI's own, vLLM's fields `top_k`, `min_p` and `chat_template_kwargs`
+(enable_thinking) are written.
 Reasoning may come back in `reasoning_content` (or `reasoning`) or inside the content, between <think> and </think>.
 """
 
@@ -20,7 +23,7 @@ from harkd.files import replacing
 from harkd.homes.events import Window
 from harkd.jsonl import read_json_lines
 from harkd.qwen3.template import CLOSE, OPEN
-from harkd.sampling.sampler import Sampling
+from harkd.sampling.request import Sampling
 
 Completion = tuple[str, str, dict[str, int]]  # text, finish reason, tokens
 
@@ -30,8 +33,9 @@ def write_prompts(
 ) -> int:
     """Write one request per (window, sample, messages), whole or not at all. Returns how many."""
     body = {
-        "model": model, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1, "min_p": sampling.min_p,
-        "presence_penalty": sampling.presence_penalty, "max_tokens": sampling.max_new_tokens, "chat_template_kwargs": {"enable_thinking": thinking},
+        "model": model, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
+        "min_p": sampling.min_p, "presence_penalty": sampling.presence_penalty, "max_tokens": sampling.max_new_tokens,
+        "chat_template_kwargs": {"enable_thinking": thinking},
     }  # fmt: skip
     count = 0
     path.parent.mkdir(parents=True, exist_ok=True)

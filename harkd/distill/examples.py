@@ -23,8 +23,6 @@ from harkd.homes.events import Home, Window
 from harkd.homes.prompt import prompt
 from harkd.qwen3.tokenizer import Example, Tokenizer, render_example
 
-TRAIN_ON = ("reasoning", "answer", "truth")
-
 
 @dataclass(frozen=True)
 class TrainingExample(Example):

@@ -6,7 +6,8 @@ so that the loss and its gradient do not depend on how the examples of a step ar
 an adapter's, or a whole model's.
 
 A run is a function of its arguments: the order of examples comes from (seed, epoch), nothing else is random. `last.safetensors` holds all
-that a step depends on, hence a run that was killed and called again ends, on a CPU, with the very bits of one that was not.
+that a step depends on, hence a run that was killed and called again ends, on a CPU with as many threads, with the very bits of one that
+was not.
 """
 
 from __future__ import annotations
@@ -139,6 +140,20 @@ def epoch_steps(examples: Sequence[TrainingExample], settings: LoopSettings, epo
     """The packs of each step of an epoch; the last step may have fewer."""
     packs, n = plan(examples, settings.batch_tokens, settings.seed, epoch), settings.packs_per_step
     return [packs[i : i + n] for i in range(0, len(packs), n)]
+
+
+def check_examples(model: Qwen3, examples: Sequence[TrainingExample], batch_tokens: int) -> None:
+    """Raise UserError where a model cannot be trained on these examples, so that it is known before anything is written."""
+    positions, ids = model.config.max_position_embeddings, model.config.vocab_size
+    if model.dtype == torch.float16:
+        raise UserError("float16 cannot hold gradients as small as those of training: give --dtype bfloat16 or float32")
+    for example in examples:
+        tokens = example.prefix + example.ids
+        if len(tokens) > positions:
+            raise UserError(f"the example of window {example.window} has {len(tokens)} tokens, and the model {positions} positions")
+        if max(tokens) >= ids:
+            raise UserError(f"the tokenizer has the id {max(tokens)}, and the model {ids} ids: they do not belong together")
+    plan(examples, batch_tokens, seed=0, epoch=0)  # raises where one is longer than a pack
 
 
 def pack_loss(model: Qwen3, batch: Batch, vocab_size: int | None = None) -> Tensor:

@@ -26,7 +26,7 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class Selection:
-    """The traces to learn from, in the order of their windows, and how many were dropped for which cause."""
+    """The traces to learn from, in the order in which they were read, and how many were dropped for which cause."""
 
     kept: list[Trace]
     dropped: Mapping[str, int]

@@ -142,7 +142,7 @@ def _trace(record: Mapping[str, Any], prompts: Mapping[str, str], file: Path, nu
     values = {name: _field(record, name, file, number) for name in _FIELDS}
     try:
         roles = [message["role"] for message in values["messages"]]
-        complete = roles[-1:] == ["assistant"] and isinstance(values["messages"][-1]["content"], str)
+        complete = roles[-1:] == ["assistant"] and all(isinstance(m["content"], str) for m in values["messages"] if m["role"] != "system")
         complete = complete and len(values["answer"]) == len(values["truth"]) and values["tokens"]["completion"] >= 0
     except (TypeError, KeyError):
         complete = False

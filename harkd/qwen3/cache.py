@@ -1,7 +1,8 @@
 """The cache of keys and values in pages of equal size, and who holds which page.
 
-Layer i keeps keys and values [pages, P, K, D]. A page belongs to one sequence or one shared prefix at a time; a table of pages says where a sequence's token i lies:
-page `table[i // P]`, place `i % P`. On a CPU the memory of a page is not touched, and so costs nothing, before the page is first used.
+Layer i keeps keys and values [pages, P, K, D]. A page belongs to one sequence or one shared prefix at a time; a table of pages says where a
+sequence's token i lies: page `table[i // P]`, place `i % P`. On a CPU the memory of a page is not touched, and so costs nothing, before the
+page is first used.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ class Cache:
         self.free = [True] * pages
 
     def allocate(self, tokens: int) -> list[int] | None:
-        """Pages for `tokens` tokens, or None where too few are free. Pages one behind the other are preferred: they can be read without a copy."""
+        """Pages for `tokens` tokens, or None where too few are free.
+
+        Pages one behind the other are preferred: they can be read without a copy.
+        """
         need = -(-tokens // self.page_size)
         free = [page for page, is_free in enumerate(self.free) if is_free]
         if len(free) < need:

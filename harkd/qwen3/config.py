@@ -1,7 +1,7 @@
 """The shape of a dense Qwen3, read from Hugging Face's config.json field by field.
 
-A field that would change the computation and is not supported here is refused by its name; a field that is not known is refused too unless it is empty,
-because nobody can say that it changes nothing. Source of the fields: config.json of Qwen3-0.6B to 32B.
+A field that would change the computation and is not supported here is refused by its name; a field that is not known is refused too unless
+it is empty, because nobody can say that it changes nothing. Source of the fields: config.json of Qwen3-0.6B to 32B.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from harkd.errors import UserError
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # the seven linear maps of a layer
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,25 @@ class Qwen3Config:
         return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **fields, **_FIXED_ON_EXPORT, "torch_dtype": self.dtype}
 
 
-_FIXED_ON_EXPORT = {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "rope_scaling": None, "use_sliding_window": False, "use_cache": True}
-_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+_FIXED_ON_EXPORT = {
+    "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "rope_scaling": None, "use_sliding_window": False,
+    "use_cache": True,
+}  # fmt: skip
+_REQUIRED = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+)  # fmt: skip
 _OPTIONAL = {"rms_norm_eps": float, "max_position_embeddings": int, "tie_word_embeddings": bool}
 # fields that must have these values, where they are given
-_DEMANDED = {"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,), "rope_scaling": (None,), "attention_dropout": (0, None)}
+_DEMANDED = {
+    "hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,), "rope_scaling": (None,),
+    "attention_dropout": (0, None),
+}  # fmt: skip
 # fields that change nothing that is computed here
 _IGNORED = {
-    "architectures", "model_type", "torch_dtype", "dtype", "rope_theta", "rope_parameters", "transformers_version", "use_cache", "initializer_range", "max_window_layers",
-    "sliding_window", "layer_types", "bos_token_id", "eos_token_id", "pad_token_id", "chunk_size_feed_forward", "is_encoder_decoder", "output_attentions",
-    "output_hidden_states", "return_dict", "id2label", "label2id", "problem_type", "_name_or_path", "tokenizer_class", "is_decoder",
+    "architectures", "model_type", "torch_dtype", "dtype", "rope_theta", "rope_parameters", "transformers_version", "use_cache",
+    "initializer_range", "max_window_layers", "sliding_window", "layer_types", "bos_token_id", "eos_token_id", "pad_token_id",
+    "chunk_size_feed_forward", "is_encoder_decoder", "output_attentions", "output_hidden_states",
+    "return_dict", "id2label", "label2id", "problem_type", "_name_or_path", "tokenizer_class", "is_decoder",
 }  # fmt: skip
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 

@@ -1,4 +1,5 @@
-"""From the name of a model or adapter to a folder on this machine: a local folder, or a Hugging Face hub id that is downloaded once and kept in the hub's cache.
+"""From the name of a model or adapter to a folder on this machine: a local folder, or a Hugging Face hub id that is downloaded once and
+kept in the hub's cache.
 
 Only this module uses the network. HF_HUB_OFFLINE, HF_HOME and HF_TOKEN work as in huggingface-hub.
 """
@@ -11,13 +12,18 @@ from pathlib import Path
 
 from harkd.errors import UserError
 
-MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors", "*.safetensors.index.json")
+MODEL_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors", "*.safetensors.index.json",
+)  # fmt: skip
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "harkd.json")
 
 
 def resolve(ref: str | Path, patterns: Sequence[str] = MODEL_FILES) -> Path:
-    """The local folder of `ref`, downloading the files that match `patterns` where it is a hub id. Raises UserError where there is neither."""
+    """The local folder of `ref`, downloading the files that match `patterns` where it is a hub id.
+
+    Raises UserError where there is neither.
+    """
     folder = Path(ref).expanduser()
     if folder.is_dir():
         return folder

@@ -2,8 +2,9 @@
 
     y = x W^T + s (x A^T) B^T,    s = alpha / r    (rsLoRA: alpha / sqrt(r))
 
-x [T, in], W [out, in] frozen, A [r, in], B [out, r]. A is drawn as PEFT draws it (uniform in +-1/sqrt(in)), B is zero, so that an untrained adapter changes nothing. A and B are kept in
-float32 (float64 beside float64 weights) and cast to x's dtype for their products. Sources: arXiv 2106.09685, 2312.03732 (rsLoRA).
+x [T, in], W [out, in] frozen, A [r, in], B [out, r]. A is drawn as PEFT draws it (uniform in +-1/sqrt(in)), B is zero, so that an untrained
+adapter changes nothing. A and B are kept in float32 (float64 beside float64 weights) and cast to x's dtype for their products. Sources:
+arXiv 2106.09685, 2312.03732 (rsLoRA).
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from torch import Tensor, nn
 
 from harkd.errors import UserError
 from harkd.files import write_json
+from harkd.qwen3.config import PROJECTIONS
 from harkd.qwen3.model import Linear, Qwen3
 from harkd.tensors import read_header, read_into, write_tensors
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PEFT_PREFIX = "base_model.model."
-# fields of adapter_config.json that change nothing in a stored adapter, or are read; any other must be empty or have one of the plain values
+# fields of adapter_config.json that change nothing in a stored adapter, or are read; any other must be empty or have one of the plain
+# values
 _NEUTRAL = {
     "peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
     "revision", "inference_mode", "lora_dropout", "layers_pattern", "megatron_core", "loftq_config", "eva_config", "qalora_group_size",
@@ -99,7 +101,9 @@ def _lora_layers(model: Qwen3) -> dict[str, LoraLinear]:
 def lora_parameters(model: Qwen3) -> dict[str, nn.Parameter]:
     """The adapter's parameters by PEFT's names: `base_model.model.<path>.lora_A.weight` [r, in], `.lora_B.weight` [out, r]."""
     return {
-        f"{_PEFT_PREFIX}{name}.{part}.weight": getattr(layer, part) for name, layer in _lora_layers(model).items() for part in ("lora_A", "lora_B")
+        f"{_PEFT_PREFIX}{name}.{part}.weight": getattr(layer, part)
+        for name, layer in _lora_layers(model).items()
+        for part in ("lora_A", "lora_B")
     }
 
 
@@ -135,8 +139,8 @@ def save_adapter(folder: Path, parameters: Mapping[str, Tensor], config: LoraCon
     alpha = int(config.alpha) if config.alpha % 1 == 0 else config.alpha  # PEFT and vLLM declare an int
     fields = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.r, "lora_alpha": alpha,
-        "target_modules": list(config.target_modules), "lora_dropout": 0.0, "bias": "none", "use_rslora": config.rslora, "fan_in_fan_out": False,
-        "inference_mode": True, "modules_to_save": None,
+        "target_modules": list(config.target_modules), "lora_dropout": 0.0, "bias": "none", "use_rslora": config.rslora,
+        "fan_in_fan_out": False, "inference_mode": True, "modules_to_save": None,
     }  # fmt: skip
     write_json(folder / "adapter_config.json", fields)
 

@@ -5,9 +5,10 @@
                      h += down(silu(gate(x)) * up(x))                                 x = norm(h)
     logits = head(norm(h))                                            [T, V]
 
-T tokens of all sequences packed one behind the other, C width, H query heads, K key/value heads, D head size, V vocabulary. Which token sees which is said by
-`Sequences` (kernels/attention.py), an argument like any other. Parameter names are Hugging Face's; so is the order of roundings: norms and the softmax in float32, cast
-before the norm's weight is applied, rotary angles in float32, products in the weights' dtype. Source: Qwen3 technical report, arXiv 2505.09388; config.json of the models.
+T tokens of all sequences packed one behind the other, C width, H query heads, K key/value heads, D head size, V vocabulary. Which token
+sees which is said by `Sequences` (kernels/attention.py), an argument like any other. Parameter names are Hugging Face's; so is the order of
+roundings: norms and the softmax in float32, cast before the norm's weight is applied, rotary angles in float32, products in the weights'
+dtype. Source: Qwen3 technical report, arXiv 2505.09388; config.json of the models.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """y = x W^T. Its weight is not drawn, since a checkpoint or `initialise` fills it: drawing on the meta device imports 70 MB of torch for nothing."""
+    """y = x W^T.
+
+    Its weight is not drawn, since a checkpoint or `initialise` fills it: drawing on the meta device imports 70 MB of torch for nothing.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -121,7 +125,10 @@ class Decoder(nn.Module):
 
 
 class Qwen3(nn.Module):
-    """A dense Qwen3 with its head. Built with `torch.device("meta")` and filled by `harkd.load_model`, or drawn at random by `initialise`."""
+    """A dense Qwen3 with its head.
+
+    Built with `torch.device("meta")` and filled by `harkd.load_model`, or drawn at random by `initialise`.
+    """
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
@@ -146,7 +153,8 @@ class Qwen3(nn.Module):
     def hidden(self, ids: Tensor, positions: Tensor, sequences: Sequences, cache: Cache | None = None) -> Tensor:
         """The stream behind the final norm, [T, C], of packed tokens.
 
-        Args: ids [T] int64; positions [T], each token's place behind its prefix and past; sequences: who sees whom; cache: where keys and values are kept.
+        Args: ids [T] int64; positions [T], each token's place behind its prefix and past; sequences: who sees whom; cache: where keys and
+        values are kept.
         """
         config = self.config
         hidden = self.model.embed_tokens(ids)  # [T, C]
@@ -167,7 +175,9 @@ class Qwen3(nn.Module):
         return self.head(self.hidden(ids, positions, Sequences.packed([len(ids)], device=ids.device)))
 
     def nll(self, hidden: Tensor, targets: Tensor, vocab_size: int | None = None, chunk: int = 512) -> Tensor:
-        """-log p(target) [N] in float32 of rows hidden [N, C] and targets [N], a chunk of rows at a time; ids from `vocab_size` on get no probability."""
+        """-log p(target) [N] in float32 of rows hidden [N, C] and targets [N], a chunk of rows at a time; ids from `vocab_size` on get no
+        probability.
+        """
         return cross_entropy(hidden, self.head_weight, targets, vocab_size, chunk)
 
 

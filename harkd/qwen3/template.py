@@ -86,7 +86,10 @@ def _split_reasoning(message: Message) -> tuple[str, str]:
 
 
 def split_completion(text: str) -> tuple[str, str]:
-    """(reasoning, answer) of what a model wrote: the answer follows the last `</think>`; a thought without an end has no answer behind it."""
+    """(reasoning, answer) of what a model wrote.
+
+    The answer follows the last `</think>`; a thought without an end has no answer behind it.
+    """
     before, close, answer = text.rpartition(CLOSE)
     if OPEN in answer:  # a thought that was not closed
         before, close, answer = text, OPEN, ""

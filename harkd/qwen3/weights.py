@@ -17,8 +17,12 @@ from harkd.qwen3.lora import load_adapter
 from harkd.qwen3.model import Qwen3
 from harkd.tensors import BUFFER, Stored, read_header, read_into, write_tensors
 
+
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """All tensors of a model folder: `model.safetensors` (first, as in transformers), or the shards that `model.safetensors.index.json` names."""
+    """All tensors of a model folder.
+
+    They lie in `model.safetensors` (first, as in transformers), or in the shards that `model.safetensors.index.json` names.
+    """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
         return read_header(single)
@@ -38,17 +42,22 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def fill(model: Qwen3, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-    """Fill a model built on the meta device: each parameter exactly once, no tensor left over, shapes equal. Raises UserError that names the tensor."""
+    """Fill a model built on the meta device: each parameter exactly once, no tensor left over, shapes equal.
+
+    Raises UserError that names the tensor.
+    """
     stored = stored_tensors(folder)
     head = stored.pop("lm_head.weight", None) if model.config.tie_word_embeddings else None
     parameters = dict(model.named_parameters())
     missing, unknown = sorted(parameters.keys() - stored.keys()), sorted(stored.keys() - parameters.keys())
     if missing or unknown:
-        what = f"{folder} lacks {missing[0]}" if missing else f"{stored[unknown[0]].path} holds {unknown[0]}, which the config does not ask for"
+        extra = f"{stored[unknown[0]].path} holds {unknown[0]}, which the config does not ask for" if unknown else ""
+        what = f"{folder} lacks {missing[0]}" if missing else extra
         raise UserError(f"{what} ({len(missing)} tensors missing, {len(unknown)} unknown)")
     for name, parameter in parameters.items():
         if stored[name].shape != tuple(parameter.shape):
-            raise UserError(f"{stored[name].path}: {name} has shape {list(stored[name].shape)}, the config asks for {list(parameter.shape)}")
+            shape, wanted = list(stored[name].shape), list(parameter.shape)
+            raise UserError(f"{stored[name].path}: {name} has shape {shape}, the config asks for {wanted}")
     if head is not None:
         _check_tied_head(head, stored["model.embed_tokens.weight"])
     for name, parameter in parameters.items():
@@ -68,7 +77,8 @@ def _check_tied_head(head: Stored, embedding: Stored) -> None:
             count = min(BUFFER, head.size - done)
             same = same and left.read(count) == right.read(count)
     if not same:
-        raise UserError(f"{head.path}: the config ties the head to the embedding, but lm_head.weight differs from model.embed_tokens.weight")
+        differs = "lm_head.weight differs from model.embed_tokens.weight"
+        raise UserError(f"{head.path}: the config ties the head to the embedding, but {differs}")
 
 
 def load_model(
@@ -81,17 +91,28 @@ def load_model(
         device: "cpu", "cuda", ...; by default CUDA where there is a GPU.
         dtype: "bfloat16", "float16", "float32" or "float64", or a torch dtype; by default the stored one.
         adapter: a LoRA adapter in PEFT's layout, to be added unmerged.
-    Returns the model, in evaluation mode; its `logits(ids)` maps [T] to [T, V] in float32. Raises UserError that says what is wrong with the files.
+    Returns the model, in evaluation mode; its `logits(ids)` maps [T] to [T, V] in float32. Raises UserError that says what is wrong with
+    the files or the device.
     """
+    device = as_device(device)  # first: before a download
     folder = resolve(ref)
     config = read_config(folder)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.device("meta"):
         model = Qwen3(config)
     fill(model, folder, as_dtype(dtype or config.dtype), device)
     if adapter is not None:
         load_adapter(model, resolve(adapter, ADAPTER_FILES))
     return model.eval()
+
+
+def as_device(name: str | torch.device | None = None) -> torch.device:
+    """The torch device of a name such as "cuda:1", by default CUDA where there is a GPU. Raises UserError where it cannot be used."""
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name is None else torch.device(name)
+        torch.empty(1, device=device).tolist()  # which "meta" cannot do either
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {str(name)!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def as_dtype(name: str | torch.dtype) -> torch.dtype:
@@ -105,7 +126,8 @@ def as_dtype(name: str | torch.dtype) -> torch.dtype:
 
 
 def save_model(model: Qwen3, folder: Path, source: Path | None = None, shard_bytes: int = 4 << 30) -> None:
-    """Write a model as a Hugging Face folder: config.json, safetensors (sharded above `shard_bytes`) and, from `source`, the tokenizer's files.
+    """Write a model as a Hugging Face folder: config.json, safetensors (sharded above `shard_bytes`) and, from `source`, the tokenizer's
+    files.
 
     A tied head is written once, as the embedding. The folder appears whole: files first, config.json last.
     """

@@ -1,8 +1,9 @@
 """Many completions at once over one cache: continuous batching with chunked prefill and shared prefixes.
 
-Each step is one packed forward of, for every running sequence, the tokens that its cache lacks: one for a sequence that is writing, a stretch of the prompt for a new one, under a
-budget of tokens. Where a sequence's prompt is complete, its last row gives the next token. A sequence that ends gives its pages to the next request at once. A prefix that requests share
-is computed once and its pages are read by all of them.
+Each step is one packed forward of, for every running sequence, the tokens that its cache lacks: one for a sequence that is writing, a
+stretch of the prompt for a new one, under a budget of tokens. Where a sequence's prompt is complete, its last row gives the next token. A
+sequence that ends gives its pages to the next request at once. A prefix that requests share is computed once and its pages are read by all
+of them.
 """
 
 from __future__ import annotations
@@ -20,18 +21,8 @@ from harkd.kernels.attention import Sequences
 from harkd.qwen3.cache import Cache
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import Tokenizer
-from harkd.sampling.sampler import Sampling, noise_key, sample, uniform
-
-
-@dataclass(frozen=True)
-class Request:
-    """One completion to write: `prompt` is rendered text (see Tokenizer.chat), of which requests may share the beginning `prefix`, which must end at a special token."""
-
-    window: str  # names the request; with `sample` and the seed it decides the noise
-    prompt: str  # what follows the prefix
-    prefix: str = ""
-    sample: int = 0
-    sampling: Sampling = Sampling()
+from harkd.sampling.request import Request, Sampling
+from harkd.sampling.sampler import noise_key, sample, uniform
 
 
 @dataclass(frozen=True)
@@ -144,11 +135,15 @@ class Generator:
         prefix, key = self.prefixes[request.prefix], noise_key(request.sampling.seed, request.window, request.sample)
         sequence = _Sequence(request, key, prefix, own, len(prefix.ids) + len(own), len(own) + request.sampling.max_new_tokens)
         if sequence.total > (positions := self.model.config.max_position_embeddings):
-            raise UserError(f"the request {request.window!r} needs {sequence.total} tokens (prompt and new ones), and the model has {positions} positions")
+            needs = f"the request {request.window!r} needs {sequence.total} tokens (prompt and new ones)"
+            raise UserError(f"{needs}, and the model has {positions} positions")
         return sequence
 
     def _admit(self, sequence: _Sequence) -> bool:
-        """Give a sequence its pages, and compute its prefix where it is not in the cache. False: there is no room until another one ends."""
+        """Give a sequence its pages, and compute its prefix where it is not in the cache.
+
+        False: there is no room until another one ends.
+        """
         if not self._fill(sequence.prefix):
             return False
         sequence.prefix.users += 1  # before the next allocation, which may drop unused prefixes
@@ -166,7 +161,7 @@ class Generator:
     @torch.inference_mode()
     def _fill(self, prefix: _Prefix) -> bool:
         """Compute what the cache lacks of a prefix. False: there is no room."""
-        if prefix.ids and not prefix.pages:
+        if not prefix.pages:
             pages = self._allocate(len(prefix.ids))
             if pages is None:
                 return False
@@ -189,7 +184,10 @@ class Generator:
 
     @torch.inference_mode()
     def _step(self, running: list[_Sequence]) -> None:
-        """One forward: every sequence that writes gets its token in, prompts share what is left of the budget; complete ones get their next token."""
+        """One forward: every sequence that writes gets its token in, prompts share what is left of the budget.
+
+        Complete ones get their next token.
+        """
         work, budget = [], self.step_tokens
         for sequence in sorted(running, key=lambda s: len(s.pending) > 1):  # those that write, then prompts in their order
             tokens = sequence.pending[:budget]
@@ -264,5 +262,7 @@ def _plan(work: list[_Stretch], cache: Cache, device: torch.device) -> Sequences
         max_k=max(stretch.begin + n for stretch, n in zip(work, lengths, strict=True)),
         block_table=table([stretch.pages for stretch in work]),
         prefix_table=table([prefix.pages for prefix in prefixes]),
-        slots=ints([cache.slot(stretch.pages, stretch.past + i) for stretch, n in zip(work, lengths, strict=True) for i in range(n)], torch.int64),
+        slots=ints(
+            [cache.slot(stretch.pages, stretch.past + i) for stretch, n in zip(work, lengths, strict=True) for i in range(n)], torch.int64
+        ),
     )

@@ -123,11 +123,11 @@ class Instance:
 
 def _read_events(path: Path, notes: Notes, phone_of: str | None = None) -> Iterator[Row]:
     """The rows of environmental.csv, or of the smartphone.csv of `phone_of`, which may be absent or empty."""
-    if phone_of is not None and not (path.is_file() and path.read_bytes().strip()):
+    if phone_of is not None and not path.is_file():
         return
     columns = ("sensor_id", "sensor_status", "ts", "subject_id") if phone_of is None else ("event_id", "event_status", "ts")
     last = None
-    for line, (sensor, status, time, *subject) in read_rows(path, columns):
+    for line, (sensor, status, time, *subject) in read_rows(path, columns, may_be_empty=phone_of is not None):
         if status.upper() not in ("ON", "OFF"):
             raise UserError(f"{path}, line {line}: {columns[1]} is ON or OFF, not {status!r}")
         row = Row(milliseconds(time, path, line), sensor, status.upper() == "ON", subject[0] if subject else str(phone_of))

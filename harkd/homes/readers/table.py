@@ -12,12 +12,17 @@ from harkd.errors import UserError
 EPOCH = datetime(1970, 1, 1)
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, the cells of `columns`) for each row below the header; cells and header lose blanks around them."""
+def read_rows(path: Path, columns: Sequence[str], may_be_empty: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, the cells of `columns`) for each row below the header; cells and header lose blanks around them.
+
+    `may_be_empty`: a file of blank lines alone, which has no header either, has no rows. Otherwise it lacks its columns.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)  # strict: an unclosed quote is a fault, not a very long cell
             header = [name.strip() for name in next(reader, [])]
+            if may_be_empty and not header and not any(reader):
+                return
             absent = [name for name in columns if name not in header]
             if absent:
                 raise UserError(f"{path} has no column {absent[0]!r}: its first line names {', '.join(header) or 'nothing'}")
