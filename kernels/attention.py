@@ -9,8 +9,8 @@ sequences, G prefixes, N pages in a table, P tokens in a page. Heads of one grou
 2305.13245); pages as in arXiv 2309.06180.
 
 A prefix lies in the pack, as a sequence of its own that the others point to (training), or in pages of the cache (generation).
-The scores are products in the inputs' dtype, the softmax is taken in float32 (float64 for float64 inputs) and cast back, as in Hugging
-Face's eager attention.
+Each sequence is one call of torch's fused product, which sums scores and softmax in float32 (float64 for float64 inputs) and never
+holds the [n, m] scores of a prompt.
 """
 
 from __future__ import annotations
@@ -146,12 +146,8 @@ def _read(cache_layer: CacheLayer, table: list[int], length: int) -> tuple[Tenso
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One sequence: q [n, H, D] over k, v [K, m, D], of which the last n are the new tokens' own. Returns [n, H, D]."""
     (n, heads, dim), (kv_heads, m, _) = q.shape, k.shape
-    if n == 1:  # it sees every key: there is nothing to mask, and torch's fused product is several times faster on so few rows
+    if n == 1:  # it sees every key: the heads of a group are the rows of one product, and no key is repeated
         return F.scaled_dot_product_attention(q.reshape(1, kv_heads, -1, dim), k[None], v[None]).reshape(1, heads, dim)
-    grouped = (q * dim**-0.5).view(n, kv_heads, -1, dim).permute(1, 2, 0, 3)  # [K, H/K, n, D]
-    scores = grouped.reshape(kv_heads, -1, dim) @ k.transpose(1, 2)  # [K, H/K * n, m]
-    future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-    scores.view(kv_heads, -1, n, m)[..., m - n :].masked_fill_(future, float("-inf"))
-    weights = torch.softmax(scores, dim=-1)  # torch accumulates half precision in float32
-    out = weights @ v  # [K, H/K * n, D]
-    return out.view(kv_heads, -1, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)
+    mask = None if n == m else torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+    out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k[None], v[None], mask, is_causal=n == m, enable_gqa=True)
+    return out[0].transpose(0, 1)
