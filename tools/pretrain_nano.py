@@ -3,7 +3,8 @@
     python -m tools.pretrain_nano runs/nano            (about an hour on 2 cores; the same command goes on where it was stopped)
 
 1. A byte-level BPE tokenizer with Qwen3's split and special tokens, from the prompts and answers of the first homes of family P.
-2. The corpus: HOMES homes of P, WINDOWS windows of each, their true answers behind a short thought made from the truth, or, one time in four, alone.
+2. The corpus: --homes homes of P, --windows windows of each, with their true answers behind a short thought made from the truth or, one
+   time in four, alone.
 3. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, each home once.
 
 Each model is written as a Hugging Face folder in bfloat16; `tools/results/` keeps the log. No home of families D and T is ever seen.
@@ -118,19 +119,27 @@ def main(argv: list[str] | None = None) -> int:
     learn, held_out = corpus(tokenizer, range(args.homes), args.windows), corpus(tokenizer, range(10**6, 10**6 + 12), args.windows)
     print(f"{len(learn)} examples, {sum(len(e.ids) for e in learn)} own tokens, prefixes of {len(learn[0].prefix)} tokens", file=sys.stderr)
     settings = LoopSettings(
-        lr=args.lr, epochs=1, batch_tokens=args.batch_tokens, seed=args.seed, weight_decay=0.01, warmup_fraction=0.03, eval_every=100, save_every=50
-    )
-    for name, (hidden, intermediate, layers, heads, kv_heads) in SIZES.items():
+        lr=args.lr, epochs=1, batch_tokens=args.batch_tokens, seed=args.seed, weight_decay=0.01, warmup_fraction=0.03, eval_every=200,
+        save_every=100,
+    )  # fmt: skip
+    for name in SIZES:
         if args.only in (None, name):
-            config = Qwen3Config(tokenizer.vocab_size, hidden, intermediate, layers, heads, kv_heads, 64, tie_word_embeddings=True,
-                                 max_position_embeddings=4096)
-            model = initialise(Qwen3(config), args.seed)
-            parameters = dict(model.named_parameters())
-            print(f"{name}: {sum(p.numel() for p in parameters.values())} parameters", file=sys.stderr)
-            result = train(model, parameters, learn, held_out, settings, args.out / f"{name}-run", log=lambda record: print(json.dumps(record), flush=True))
-            save_model(model.to(torch.bfloat16), args.out / name, base)
-            print(name, result, file=sys.stderr)
+            pretrain(name, tokenizer.vocab_size, learn, held_out, settings, args.out)
     return 0
+
+
+def pretrain(
+    name: str, vocab_size: int, learn: list[TrainingExample], held_out: list[TrainingExample], settings: LoopSettings, out: Path
+) -> None:
+    """Train one of SIZES from random weights, and write it to `out`/NAME in bfloat16."""
+    config = Qwen3Config(vocab_size, *SIZES[name], head_dim=64, tie_word_embeddings=True, max_position_embeddings=4096)
+    model = initialise(Qwen3(config), settings.seed)
+    parameters = dict(model.named_parameters())
+    print(f"{name}: {sum(p.numel() for p in parameters.values())} parameters", file=sys.stderr)
+    log = lambda record: print(json.dumps(record), flush=True)  # noqa: E731
+    result = train(model, parameters, learn, held_out, settings, out / f"{name}-run", log=log)
+    save_model(model.to(torch.bfloat16), out / name, out / "tokenizer")
+    print(f"{name}: {result}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def read(data: str, options: ReadOptions = ReadOptions(), **overrides: Any) -> D
     options = replace(options, **overrides)
     reader, _, path = data.partition(":")
     if reader == "simulated":
-        return Dataset(data, *simulated.read(path, options), options)
+        return Dataset(data, *simulated.read(path), options)
     known = ", ".join(["simulated", *(f"{name}:PATH" for name in READERS)])
     if reader not in READERS:
         raise UserError(f"unknown data {data!r}: name it as READER:PATH, one of {known}")

@@ -4,10 +4,11 @@
     simulated:T3      home 3 of family T                             D  to distil on, and its test
                                                                      T  to see what a student keeps in another home
 
-A home is drawn from its name: rooms, sensors, what they and the activities are called, and 1 to 4 residents with habits of their own. Layout, sensor
-names and labels each belong to one family by their hash, so that no home of D or T repeats one of P; their words all occur in P. A day is drawn from
-(home, day). Activities share sensors and are told apart by order (coats, then door), by the time of day (meals) or by another sensor (console and
-television); motion sensors see whoever is there; some events do not say what they belong to, and no reader can know.
+A home is drawn from its name: rooms, sensors, what they and the activities are called, and 1 to 4 residents with habits of their own.
+Layout, sensor names and labels each belong to one family by their hash, so that no home of D or T repeats one of P; their words all occur
+in P. A day is drawn from (home, day). Activities share sensors and are told apart by order (coats, then door), by the time of day (meals)
+or by another sensor (console and television); motion sensors see whoever is there; some events do not say what they belong to, and no
+reader can know.
 A recording is a day, and a group of its own: residents sleep through midnight.
 """
 
@@ -15,23 +16,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from harkd.errors import UserError
 from harkd.homes.events import Event, Home, Label, Recording, Window
-from harkd.homes.options import ReadOptions
 from harkd.homes.simulated_world import ACTIVITIES, KINDS, MOTION_NAMES, ROOMS, RULES, THINGS
 
 FAMILIES = {"P": range(0, 12), "D": range(12, 14), "T": range(14, 16)}  # shares of a hash's 16 values
 DAYS = 28
 FIRST_DAY = datetime(2024, 1, 1)
-OPTIONAL_THINGS = ("console", "lamp", "computer", "cabinet", "wardrobe", "coats", "shower", "toilet")
-MISSING_OFF, GHOSTS, STRAY = 0.03, 0.02, 0.15  # share of ends that are not seen, of events that nobody caused, of long stays with a stray event
+OPTIONAL = ("console", "lamp", "computer", "cabinet", "wardrobe", "coats", "shower", "toilet")
+MISSING_OFF = 0.03  # share of ends that no sensor reports
+GHOSTS = 0.02  # events that nobody caused, to those that somebody did: they are not scored
+DAYTIMES = ((6, "night"), (11, "morning"), (14, "midday"), (18, "afternoon"), (23, "evening"), (24, "night"))  # until that hour
+STRAY = 0.15  # share of long stays in which something is touched that has nothing to do with them
+
+
+Drawn = TypeVar("Drawn")
 
 
 class Sensor(NamedTuple):
@@ -65,9 +71,8 @@ class _Act(NamedTuple):
     resident: str
 
 
-def read(name: str, options: ReadOptions) -> tuple[tuple[Home, ...], tuple[Recording, ...]]:
-    """The home of that name, and DAYS days of it."""
-    del options
+def read(name: str) -> tuple[tuple[Home, ...], tuple[Recording, ...]]:
+    """The home of that name, D0 where it is empty, and DAYS days of it."""
     home = house(name or "D0")
     days = (f"day{number:02d}" for number in range(1, DAYS + 1))
     recordings = (Recording(day, home.home, day, home.residents, partial(_events, home, int(day[3:]))) for day in days)
@@ -86,7 +91,7 @@ def house(name: str) -> House:
     labels = _drawn(family, partial(_labels, rng, things))
     words = {kind: rng.choice(choices) for kind, choices in KINDS.items()}
     describe, rules = rng.random() < 0.7, tuple(rng.sample(RULES, rng.randint(2, 4)))
-    told = tuple(dict.fromkeys((labels[activity], ACTIVITIES[activity].meaning if describe else "") for activity in labels if activity != "wake"))
+    told = tuple((label, ACTIVITIES[activity].meaning if describe else "") for activity, label in labels.items() if activity != "wake")
     listed: dict[str, list[str]] = {}
     for sensor in (*motion.values(), *(sensor for places in sensors.values() for sensor in places)):
         on, off = words[sensor.kind]
@@ -99,7 +104,7 @@ def house(name: str) -> House:
     return House(name, home, residents, sensors, motion, labels, words)
 
 
-def _drawn(family: range, draw):
+def _drawn(family: range, draw: Callable[[], Drawn]) -> Drawn:
     """Draw again and again until the draw's hash belongs to the family."""
     while True:
         value = draw()
@@ -109,7 +114,7 @@ def _drawn(family: range, draw):
 
 def _layout(rng: Random, residents: int) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """(things, (room, its name) of each room)."""
-    absent = set(rng.sample(OPTIONAL_THINGS, rng.randint(0, 4)))
+    absent = set(rng.sample(OPTIONAL, rng.randint(0, 4)))
     things = tuple(thing for thing in THINGS if thing not in absent)
     numbered = rng.random() < 0.3
     rooms = []
@@ -236,10 +241,10 @@ def _run(home: House, rng: Random, index: int, resident: str, name: str, clock: 
     return clock
 
 
-def reasoning(window: Window, labels: list[str]) -> str:
+def reasoning(window: Window, labels: Sequence[str]) -> str:
     """A short thought that leads to `labels`, one per event: the time of day, then each activity with its events and their sensors."""
     hour = window.events[0].time.hour
-    part = "night" if hour < 6 or hour >= 23 else "morning" if hour < 11 else "midday" if hour < 14 else "afternoon" if hour < 18 else "evening"
+    part = next(part for end, part in DAYTIMES if hour < end)
     lines = [f"It is {part}."]
     for label in dict.fromkeys(labels):
         numbers = [n for n, given in enumerate(labels) if given == label]

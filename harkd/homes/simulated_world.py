@@ -1,7 +1,7 @@
 """What the simulator knows of homes: rooms, things with sensors, activities, and the many names that each of them goes by.
 
-A script is a line of steps: `fridge` is used and let go of within seconds, `couch+` begins, `couch-` ends, `20m` passes that many minutes (half to
-one and a half times), `a|b` is one of the two, `?` behind a step leaves it out half of the time.
+A script is a line of steps: `fridge` is used and let go of within seconds, `couch+` begins, `couch-` ends, `20m` passes that many minutes
+(half to one and a half times), `?` behind a step leaves it out half of the time.
 """
 
 from __future__ import annotations
@@ -91,10 +91,15 @@ ACTIVITIES = {
         ("taking medicine", "medication", "taking pills"),
         "takes pills from the cabinet, then water",
     ),
-    "dress": Activity(((7.6, 0.9), (18.5, 0.4)), ("wardrobe wardrobe? bed?",), ("dressing", "changing clothes", "getting dressed"), "takes clothes out"),
+    "dress": Activity(
+        ((7.6, 0.9), (18.5, 0.4)), ("wardrobe wardrobe? bed?",), ("dressing", "changing clothes", "getting dressed"), "takes clothes out"
+    ),
     "breakfast": Activity(
         ((7.8, 0.95),),
-        ("kettle+ fridge drawer? cupboard kettle-", "fridge stove+ drawer 4m stove- fridge?", "cupboard fridge microwave+ 2m microwave- drawer?"),
+        (
+            "kettle+ fridge drawer? cupboard kettle-", "fridge stove+ drawer 4m stove- fridge?",
+            "cupboard fridge microwave+ 2m microwave- drawer?",
+        ),
         ("preparing breakfast", "making breakfast", "morning cooking"),
         "gets a meal ready in the morning",
     ),
@@ -106,7 +111,10 @@ ACTIVITIES = {
     ),
     "dinner": Activity(
         ((18.6, 0.95),),
-        ("fridge cupboard stove+ drawer 9m fridge? stove-", "cupboard stove+ sink 6m drawer stove-", "fridge microwave+ 3m drawer microwave-"),
+        (
+            "fridge cupboard stove+ drawer 9m fridge? stove-", "cupboard stove+ sink 6m drawer stove-",
+            "fridge microwave+ 3m drawer microwave-",
+        ),
         ("preparing dinner", "making dinner", "evening cooking"),
         "gets a meal ready in the evening",
     ),
@@ -152,8 +160,15 @@ ACTIVITIES = {
         ("working at the computer", "using PC", "desk work"),
         "sits at the desk",
     ),
-    "leave": Activity(((8.9, 0.5), (15.6, 0.4)), ("coats door",), ("leaving home", "going out", "leaving the house"), "takes a coat, then goes out of the door"),
-    "enter": Activity((), ("door coats",), ("coming home", "entering home", "coming back"), "comes in at the door, then puts the coat away"),
+    "leave": Activity(
+        ((8.9, 0.5), (15.6, 0.4)),
+        ("coats door",),
+        ("leaving home", "going out", "leaving the house"),
+        "takes a coat, then goes out of the door",
+    ),
+    "enter": Activity(  # whenever somebody who left comes back
+        (), ("door coats",), ("coming home", "entering home", "coming back"), "comes in at the door, then puts the coat away"
+    ),
 }
 
 RULES = (
