@@ -18,6 +18,7 @@ from typing import Any
 from harkd.errors import UserError
 from harkd.homes.events import Home, Notes, Recording, Window
 from harkd.homes.options import ReadOptions, add_data_arguments, read_options
+from harkd.homes import simulated
 from harkd.homes.readers import READERS
 from harkd.homes.splits import SPLITS, assign_splits, check_split
 from harkd.homes.windows import windows
@@ -105,7 +106,9 @@ def read(data: str, options: ReadOptions = ReadOptions(), **overrides: Any) -> D
     """Open `READER:PATH`. `overrides` are fields of ReadOptions: `read("marble:PATH", transition="label")`."""
     options = replace(options, **overrides)
     reader, _, path = data.partition(":")
-    known = ", ".join(f"{name}:PATH" for name in READERS)
+    if reader == "simulated":
+        return Dataset(data, *simulated.read(path), options)
+    known = ", ".join(["simulated", *(f"{name}:PATH" for name in READERS)])
     if reader not in READERS:
         raise UserError(f"unknown data {data!r}: name it as READER:PATH, one of {known}")
     if not path:

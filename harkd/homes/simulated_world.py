@@ -1,0 +1,181 @@
+"""What the simulator knows of homes: rooms, things with sensors, activities, and the many names that each of them goes by.
+
+A script is a line of steps: `fridge` is used and let go of within seconds, `couch+` begins, `couch-` ends, `20m` passes that many minutes
+(half to one and a half times), `?` behind a step leaves it out half of the time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Thing(NamedTuple):
+    """Something with a sensor: its room, the kind of its sensor, and what homes call it."""
+
+    room: str
+    kind: str
+    names: tuple[str, ...]
+
+
+class Activity(NamedTuple):
+    """When it is done (hour, probability a day), how (scripts, one of which is drawn), what homes call it, and what it means."""
+
+    slots: tuple[tuple[float, float], ...]
+    scripts: tuple[str, ...]
+    names: tuple[str, ...]
+    meaning: str
+
+
+ROOMS = {
+    "kitchen": ("kitchen", "cooking area"),
+    "dining room": ("dining room", "dining area"),
+    "living room": ("living room", "lounge"),
+    "bedroom": ("bedroom", "sleeping room"),
+    "bathroom": ("bathroom", "washroom"),
+    "office": ("office", "study"),
+    "hall": ("hall", "entrance", "corridor"),
+}
+
+KINDS = {  # the words for "on" and "off"
+    "contact": (("opened", "closed"), ("open", "shut")),
+    "power": (("turned ON", "turned OFF"), ("switched on", "switched off"), ("on", "off")),
+    "pressure": (("occupied", "released"), ("pressed", "free")),
+    "flow": (("running", "stopped"), ("flow started", "flow ended")),
+    "motion": (("motion", "no motion"), ("active", "idle")),
+}
+MOTION_NAMES = ("motion sensor", "movement", "presence")
+
+THINGS = {
+    "fridge": Thing("kitchen", "contact", ("fridge", "refrigerator")),
+    "cupboard": Thing("kitchen", "contact", ("cupboard", "food cabinet", "pantry")),
+    "drawer": Thing("kitchen", "contact", ("drawer", "cutlery drawer", "dish drawer")),
+    "stove": Thing("kitchen", "power", ("stove", "cooker", "hob")),
+    "microwave": Thing("kitchen", "power", ("microwave", "oven")),
+    "kettle": Thing("kitchen", "power", ("kettle", "water boiler", "coffee machine")),
+    "sink": Thing("kitchen", "flow", ("sink", "sink tap")),
+    "chair": Thing("dining room", "pressure", ("chair", "seat", "bench")),
+    "couch": Thing("living room", "pressure", ("couch", "sofa", "armchair")),
+    "tv": Thing("living room", "power", ("television", "TV set")),
+    "console": Thing("living room", "power", ("game console", "video player")),
+    "lamp": Thing("living room", "power", ("reading lamp", "floor lamp")),
+    "bed": Thing("bedroom", "pressure", ("bed", "mattress")),
+    "wardrobe": Thing("bedroom", "contact", ("wardrobe", "closet")),
+    "toilet": Thing("bathroom", "flow", ("toilet", "toilet flush")),
+    "basin": Thing("bathroom", "flow", ("basin", "washbasin")),
+    "shower": Thing("bathroom", "flow", ("shower", "bathtub")),
+    "cabinet": Thing("bathroom", "contact", ("medicine cabinet", "mirror cabinet")),
+    "desk": Thing("office", "pressure", ("desk chair", "office chair")),
+    "computer": Thing("office", "power", ("computer", "PC", "screen")),
+    "coats": Thing("hall", "contact", ("coat closet", "shoe cabinet")),
+    "door": Thing("hall", "contact", ("front door", "main door")),
+}
+
+ACTIVITIES = {
+    "wake": Activity(((6.8, 1.0),), ("bed-",), (), ""),  # the end of "sleep", and so labelled
+    "sleep": Activity(((22.8, 1.0),), ("bed+",), ("sleeping", "night sleep", "in bed"), "lies in bed at night until the morning"),
+    "toilet": Activity(
+        ((7.0, 0.9), (11.0, 0.5), (15.0, 0.5), (19.0, 0.6), (22.0, 0.6)),
+        ("toilet basin?",),
+        ("using toilet", "toilet visit", "toileting"),
+        "uses the toilet, may wash hands behind it",
+    ),
+    "wash": Activity(
+        ((7.2, 0.9), (22.2, 0.7)),
+        ("shower+ 6m shower- basin?", "basin+ 2m basin- cabinet?"),
+        ("personal washing", "washing oneself", "body care"),
+        "takes a shower or washes at the basin",
+    ),
+    "medicine": Activity(
+        ((8.3, 0.6), (21.0, 0.6)),
+        ("cabinet basin", "cabinet basin cabinet?"),
+        ("taking medicine", "medication", "taking pills"),
+        "takes pills from the cabinet, then water",
+    ),
+    "dress": Activity(
+        ((7.6, 0.9), (18.5, 0.4)), ("wardrobe wardrobe? bed?",), ("dressing", "changing clothes", "getting dressed"), "takes clothes out"
+    ),
+    "breakfast": Activity(
+        ((7.8, 0.95),),
+        (
+            "kettle+ fridge drawer? cupboard kettle-", "fridge stove+ drawer 4m stove- fridge?",
+            "cupboard fridge microwave+ 2m microwave- drawer?",
+        ),
+        ("preparing breakfast", "making breakfast", "morning cooking"),
+        "gets a meal ready in the morning",
+    ),
+    "lunch": Activity(
+        ((12.2, 0.9),),
+        ("fridge stove+ cupboard drawer 8m sink? stove-", "fridge cupboard microwave+ 3m microwave- drawer"),
+        ("preparing lunch", "making lunch", "midday cooking"),
+        "gets a meal ready at midday",
+    ),
+    "dinner": Activity(
+        ((18.6, 0.95),),
+        (
+            "fridge cupboard stove+ drawer 9m fridge? stove-", "cupboard stove+ sink 6m drawer stove-",
+            "fridge microwave+ 3m drawer microwave-",
+        ),
+        ("preparing dinner", "making dinner", "evening cooking"),
+        "gets a meal ready in the evening",
+    ),
+    "drink": Activity(
+        ((10.2, 0.7), (16.2, 0.8), (20.6, 0.6)),
+        ("kettle+ drawer 2m kettle-", "fridge drawer", "kettle+ cupboard kettle-"),
+        ("having a drink", "making coffee or tea", "grabbing a drink"),
+        "makes or takes a drink between meals",
+    ),
+    "eat": Activity(
+        ((8.1, 0.9), (12.7, 0.9), (19.1, 0.95)),
+        ("chair+ 12m chair-", "chair+ 5m chair- chair+ 6m chair-"),
+        ("eating", "having a meal", "eating at the table"),
+        "sits at the table and eats",
+    ),
+    "dishes": Activity(
+        ((8.5, 0.6), (13.2, 0.7), (19.6, 0.8)),
+        ("sink+ 3m sink- drawer", "sink drawer sink+ 2m sink- drawer?"),
+        ("washing dishes", "doing the dishes", "cleaning up dishes"),
+        "washes the dishes after a meal and puts them away",
+    ),
+    "tv": Activity(
+        ((13.8, 0.4), (17.4, 0.4), (20.2, 0.9)),
+        ("tv+ couch+ 40m couch- tv-", "couch+ tv+ 30m tv- couch-", "tv+ couch+ 15m couch- couch+ 15m couch- tv-"),
+        ("watching TV", "watching television", "TV time"),
+        "sits on the couch with the television on",
+    ),
+    "game": Activity(
+        ((14.8, 0.5), (17.0, 0.5), (21.0, 0.4)),
+        ("console+ tv+ couch+ 30m couch- console- tv-", "tv+ console+ couch+ 25m console- couch- tv-"),
+        ("playing games", "gaming", "playing video games"),
+        "plays with the console on the television",
+    ),
+    "read": Activity(
+        ((10.6, 0.4), (15.4, 0.6), (21.4, 0.5)),
+        ("lamp+ couch+ 25m couch- lamp-", "couch+ lamp+ 30m lamp- couch-"),
+        ("reading", "reading books", "reading time"),
+        "sits on the couch under the lamp",
+    ),
+    "work": Activity(
+        ((9.2, 0.7), (13.6, 0.6), (16.6, 0.3)),
+        ("desk+ computer+ 60m desk- desk+ 30m computer- desk-", "computer+ desk+ 50m desk- computer-"),
+        ("working at the computer", "using PC", "desk work"),
+        "sits at the desk",
+    ),
+    "leave": Activity(
+        ((8.9, 0.5), (15.6, 0.4)),
+        ("coats door",),
+        ("leaving home", "going out", "leaving the house"),
+        "takes a coat, then goes out of the door",
+    ),
+    "enter": Activity(  # whenever somebody who left comes back
+        (), ("door coats",), ("coming home", "entering home", "coming back"), "comes in at the door, then puts the coat away"
+    ),
+}
+
+RULES = (
+    "Each event has one activity: that of the person who caused it.",
+    "Events next to each other may belong to different people.",
+    "The time of day tells meals apart.",
+    "What ends something belongs to the activity that began it.",
+    "Look at what happens before and after in the same room.",
+    "If unsure, give the likeliest activity.",
+)

@@ -1,0 +1,146 @@
+"""Pretrain nano-teacher and nano-student on simulated homes: the same recipe, corpus and number of tokens, and only the size differs.
+
+    python -m tools.pretrain_nano runs/nano            (about an hour on 2 cores; the same command goes on where it was stopped)
+
+1. A byte-level BPE tokenizer with Qwen3's split and special tokens, from the prompts and answers of the first homes of family P.
+2. The corpus: --homes homes of P, --windows windows of each, with their true answers behind a short thought made from the truth or, one
+   time in four, alone.
+3. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, each home once.
+
+Each model is written as a Hugging Face folder in bfloat16; `tools/results/` keeps the log. No home of families D and T is ever seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from harkd.distill.examples import TrainingExample, true_answer
+from harkd.distill.loop import LoopSettings, train
+from harkd.files import write_json
+from harkd.homes.answer import canonical, label_spans
+from harkd.homes.dataset import Dataset, read
+from harkd.homes.events import Home, Window
+from harkd.homes.prompt import prompt
+from harkd.homes.simulated import reasoning
+from harkd.qwen3.config import Qwen3Config
+from harkd.qwen3.model import Qwen3, initialise
+from harkd.qwen3.tokenizer import load_tokenizer, render_example
+from harkd.qwen3.weights import save_model
+
+# Qwen3's split into words: contractions, words, single digits, punctuation, line ends, blanks
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+THINK = ("<think>", "</think>")  # ordinary added tokens in Qwen3: skipping special tokens keeps them
+VOCABULARY = 2048
+SIZES = {  # hidden, intermediate, layers, heads, key/value heads
+    "nano-teacher": (192, 512, 4, 3, 1),
+    "nano-student": (64, 160, 2, 2, 1),
+}
+TOKENIZER_HOMES = 300
+
+
+def train_tokenizer(texts: Iterator[str] | list[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer as Qwen3's, of `vocab_size` tokens with the special ones."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    size = vocab_size - len(SPECIAL) - len(THINK)
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in THINK])
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json as a Qwen3 folder has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    added = {id: token.__getstate__() for id, token in tokenizer.get_added_tokens_decoder().items()}
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None, "bos_token": None,
+        "add_prefix_space": False, "model_max_length": 4096, "added_tokens_decoder": added,
+    }  # fmt: skip
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def lessons(number: int, windows: int) -> Iterator[tuple[Home, Window, list[dict[str, str]], bool]]:
+    """(home, window, messages with the true answer, with reasoning?) of windows drawn from home P`number`."""
+    rng = Random(f"lessons {number}")
+    dataset = read(f"simulated:P{number}")
+    days = rng.sample(list(dataset.recordings()), 4)
+    found = [window for day in days for window in Dataset(dataset.name, dataset.homes, (day,)).windows() if true_answer(window)]
+    for window in rng.sample(found, min(windows, len(found))):
+        labels, thinking = true_answer(window), rng.random() < 0.75
+        turn = {"role": "assistant", "content": canonical(labels), "reasoning_content": reasoning(window, labels) if thinking else ""}
+        yield dataset.homes[0], window, [*prompt(dataset.homes[0], window), turn], thinking
+
+
+def corpus(tokenizer, homes: range, windows: int) -> list[TrainingExample]:
+    """The examples of several homes; events without a true label are masked from the loss."""
+    examples = []
+    for number in homes:
+        prefix: list[int] | None = None
+        for _, window, messages, thinking in lessons(number, windows):
+            spans = label_spans(true_answer(window))
+            unscored = [span for span, event in zip(spans, window.events, strict=True) if not event.labels]
+            example = render_example(tokenizer, messages, thinking=thinking, unscored=unscored)
+            prefix = prefix or example.prefix
+            examples.append(TrainingExample(prefix, example.ids, example.mask, window.id))
+    return examples
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--homes", type=int, default=900)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--batch-tokens", type=int, default=6144)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=SIZES)
+    args = parser.parse_args(argv)
+
+    texts = [message["content"] for number in range(TOKENIZER_HOMES) for lesson in lessons(number, 2) for message in lesson[2]]
+    texts += [lesson[2][-1]["reasoning_content"] for number in range(TOKENIZER_HOMES) for lesson in lessons(number, 2)]
+    base = args.out / "tokenizer"
+    save_tokenizer(train_tokenizer(texts, VOCABULARY), base)
+    tokenizer = load_tokenizer(base)
+    learn, held_out = corpus(tokenizer, range(args.homes), args.windows), corpus(tokenizer, range(10**6, 10**6 + 12), args.windows)
+    print(f"{len(learn)} examples, {sum(len(e.ids) for e in learn)} own tokens, prefixes of {len(learn[0].prefix)} tokens", file=sys.stderr)
+    settings = LoopSettings(
+        lr=args.lr, epochs=1, batch_tokens=args.batch_tokens, seed=args.seed, weight_decay=0.01, warmup_fraction=0.03, eval_every=200,
+        save_every=100,
+    )  # fmt: skip
+    for name in SIZES:
+        if args.only in (None, name):
+            pretrain(name, tokenizer.vocab_size, learn, held_out, settings, args.out)
+    return 0
+
+
+def pretrain(
+    name: str, vocab_size: int, learn: list[TrainingExample], held_out: list[TrainingExample], settings: LoopSettings, out: Path
+) -> None:
+    """Train one of SIZES from random weights, and write it to `out`/NAME in bfloat16."""
+    config = Qwen3Config(vocab_size, *SIZES[name], head_dim=64, tie_word_embeddings=True, max_position_embeddings=4096)
+    model = initialise(Qwen3(config), settings.seed)
+    parameters = dict(model.named_parameters())
+    print(f"{name}: {sum(p.numel() for p in parameters.values())} parameters", file=sys.stderr)
+    log = lambda record: print(json.dumps(record), flush=True)  # noqa: E731
+    result = train(model, parameters, learn, held_out, settings, out / f"{name}-run", log=log)
+    save_model(model.to(torch.bfloat16), out / name, out / "tokenizer")
+    print(f"{name}: {result}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
