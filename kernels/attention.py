@@ -94,6 +94,11 @@ class Sequences:
         """(length, start in the pack or -1) of each prefix, as Python ints."""
         return list(zip(self.prefix_len.tolist(), self.prefix_start.tolist(), strict=True))
 
+    @cached_property
+    def work(self) -> dict:
+        """Lists of work that the kernels derive from the plan once a step, by kind and tile size."""
+        return {}
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, cache_layer: CacheLayer | None = None) -> Tensor:
     """Attention of T packed new tokens; with a cache, their keys and values are stored in it first.

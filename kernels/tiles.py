@@ -26,8 +26,9 @@ class Tile:
 
 # (kernel, size that the kernel is specialised for (head_dim, rank ...) or 0 for every other, GPU family or ANY)
 TILES: dict[tuple[str, int, str], Tile] = {
-    ("packed_forward", 64, ANY): Tile(m=128, n=64),
-    ("packed_forward", 128, ANY): Tile(m=64, n=64),
+    ("packed_forward", 0, ANY): Tile(m=64, n=64),
+    ("packed_backward_rows", 0, ANY): Tile(m=64, n=64),
+    ("packed_backward_keys", 0, ANY): Tile(m=64, n=64),
 }
 
 
