@@ -29,6 +29,21 @@ TILES: dict[tuple[str, int, str], Tile] = {
     ("packed_forward", 0, ANY): Tile(m=64, n=64),
     ("packed_backward_rows", 0, ANY): Tile(m=64, n=64),
     ("packed_backward_keys", 0, ANY): Tile(m=64, n=64),
+    # size: the rank, padded; m rows and n columns of y or dy, k of the base product's depth
+    ("lora_expand", 0, ANY): Tile(m=64, n=128),
+    ("lora_expand", 256, ANY): Tile(m=64, n=64),
+    ("lora_fused", 0, ANY): Tile(m=128, n=128, k=32, warps=8, stages=3),
+    ("lora_fused", 0, "sm90"): Tile(m=128, n=256, k=64, warps=8, stages=3),
+    ("lora_fused", 0, "sm100"): Tile(m=128, n=256, k=64, warps=8, stages=3),
+    ("lora_fused", 128, ANY): Tile(m=64, n=64, k=32),
+    ("lora_fused", 256, ANY): Tile(m=64, n=64, k=32),
+    ("lora_backward", 0, ANY): Tile(m=256, n=64),
+    ("lora_backward", 32, ANY): Tile(m=128, n=64),
+    ("lora_backward", 64, ANY): Tile(m=128, n=64, warps=8),
+    # n: entries of a program, in as many whole rows as that makes; swiglu: of one row
+    ("rms_norm", 0, ANY): Tile(n=4096, warps=8),
+    ("rope", 0, ANY): Tile(n=4096),
+    ("swiglu", 0, ANY): Tile(n=1024),
 }
 
 
