@@ -4,11 +4,12 @@
 
     ds_i = s dy_i B_i,    dx = sum over i of dy_i W_i + ds_i A_i,    dA_i = ds_i^T x,    dB_i = s dy_i^T (x A_i^T)
 
-Shapes: x [T, in], W_i [out_i, in], A_i [r, in], B_i [out_i, r], y_i [T, out_i]. Projections that share an input (q, k, v; gate, up) share its reading:
-one product for all x A_i^T, which is kept for the backward pass, one for all dA_i, and one sum for dx. Source: arXiv 2106.09685.
+Shapes: x [T, in], W_i [out_i, in], A_i [r, in], B_i [out_i, r], y_i [T, out_i]. Projections that share an input (q, k, v; gate, up) share
+its reading: one product for all x A_i^T, which is kept for the backward pass, one for all dA_i, one sum for dx. Source: arXiv 2106.09685.
 
-One rule of dtypes: x and W_i have one dtype, in which the products' factors and y_i are; A_i and B_i (float32 where x is half precision) are
-cast to it. Sums run in float32; x A^T, ds and dA are rounded to x's dtype once, dB is not; gradients of A_i and B_i come back in their own dtype.
+One rule of dtypes: x and W_i have one dtype, which is that of y_i and of the factors of every product; A_i and B_i (float32 beside half
+precision) are cast to it. Sums run in float32. x A_i^T, ds_i and dA_i are rounded to x's dtype once, y_i and dx once for each product that
+is added, dB_i not at all (as dA_i from rank 65 on); gradients of A_i and B_i come back in their own dtype.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ def lora_linear(
     backend: str = "auto",
     variant: str = "base_last",
 ) -> list[Tensor]:
-    """The adapted projections y_i [T, out_i] of one input x [T, in], one for each weight.
+    """The adapted projections y_i [T, out_i] of one input x [T, in], one for each weight. Differentiable in x, A_i and B_i.
 
-    Args: weights: W_i [out_i, in], frozen; a: A_i [r, in]; b: B_i [out_i, r], r from 1 to 256; variant: of the Triton backend's forward pass,
-    "base_last" (the low-rank part is written first and the base product adds itself onto it), "expand" (a kernel adds the low-rank part
-    to the base product in place) or "fused" (one kernel does both products). Differentiable in x, A_i and B_i.
+    Args: weights: W_i [out_i, in], frozen; a: A_i [r, in]; b: B_i [out_i, r], r from 1 to 256; variant: of the Triton backend's forward
+    pass, "base_last" (the low-rank part is written first and the base product adds itself onto it), "expand" (a kernel adds the low-rank
+    part to the base product in place) or "fused" (one kernel does both products).
     """
     if use_triton(backend, x, *weights, *a, *b):
         from harkd.kernels.lora_triton import LoraLinear

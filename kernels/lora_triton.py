@@ -1,10 +1,11 @@
 """The autograd function of kernels/lora.py, where the formulas are, and its Triton kernels.
 
-Counted in bytes, at 8,192 tokens and rank 16 the low-rank path costs what it reads and writes. Products with nothing to fuse are torch's own.
-Forward: where the low-rank part is written first, the base product (bound by arithmetic) reads it while it computes; a kernel that adds in
-place reads and writes y on its own time; a fused kernel does neither, but must multiply as fast as cuBLAS. Backward: `_backward` reads dy once for
-ds and dB. A program takes BLOCK_M rows and a span of columns, so ds is a sum over spans and dB one over blocks of rows, both added up in a fixed
-order: no atomics. Partial sums of dB are 4 r / BLOCK_M times dy, so from rank 65 on two products are as good.
+The low-rank path does little arithmetic: at rank 16 it costs the bytes it moves. Products with nothing to fuse are torch's own. Forward:
+where the low-rank part is written first, the base product, which is bound by arithmetic, reads it while it multiplies; a kernel that adds
+in place reads and writes y on its own time; a fused kernel does neither, but has to multiply as fast as cuBLAS. Backward: `_backward` reads
+dy once for ds and dB. A program takes BLOCK_M rows and a span of columns, so ds is a sum over spans and dB one over blocks of rows, both
+added up in a fixed order, without atomics. The partial sums of dB move 4 r / BLOCK_M times the bytes of dy, which a second reading of dy
+undercuts from rank 65 on: there both are products of torch's.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _fused(
     x, w, low, b, y, rows, columns, depth, low_stride, rank, scale,
     RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """y = s low B^T + x W^T; programs run down GROUP blocks of rows before the next block of columns, so that W's tiles stay in the cache."""
+    """y = s low B^T + x W^T. Programs take GROUP blocks of rows before the next block of columns, so that W's tiles stay in the cache."""
     row_blocks, column_blocks = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     first = tl.program_id(0) // (GROUP * column_blocks) * GROUP
     height = tl.minimum(row_blocks - first, GROUP)
@@ -98,7 +99,7 @@ def _backward(
 
 
 def _tile(kernel: str, x: Tensor, rank: int) -> tuple[int, Tile]:
-    """The rank as kernels see it, padded to what a matrix unit takes, and the tile, halved both ways for float32, which is twice as long."""
+    """The rank padded to what a matrix unit takes, and the tile, halved both ways for float32, which is twice as long."""
     padded = max(16, triton.next_power_of_2(rank))
     tile = tile_for(kernel, padded, gpu_family(x.device))
     return padded, replace(tile, m=tile.m // 2, n=tile.n // 2) if x.dtype == torch.float32 else tile
@@ -119,8 +120,8 @@ def _output(x: Tensor, weight: Tensor, low: Tensor, b: Tensor, scale: float, var
         y = F.linear(x, weight)
         _expand[grid](low, b, y, rows, columns, low.stride(0), rank, scale, **constants)
     else:
-        y = x.new_empty(rows, columns)
-        _fused[grid](x, weight.contiguous(), low, b, y, rows, columns, depth, low.stride(0), rank, scale, BLOCK_K=tile.k, GROUP=8, **constants)
+        y, weight, constants = x.new_empty(rows, columns), weight.contiguous(), constants | {"BLOCK_K": tile.k, "GROUP": 8}
+        _fused[grid](x, weight, low, b, y, rows, columns, depth, low.stride(0), rank, scale, **constants)
     return y
 
 
@@ -134,7 +135,8 @@ def _low_gradients(dy: Tensor, b: Tensor, low: Tensor, scale: float, ds: Tensor)
     row_blocks, column_blocks = triton.cdiv(rows, tile.m), triton.cdiv(columns, tile.n)
     span = triton.cdiv(column_blocks * row_blocks, PROGRAMS) * tile.n
     spans = triton.cdiv(columns, span) if rows else 0
-    ds_parts, db_parts = dy.new_empty(spans, rows, rank, dtype=torch.float32), dy.new_empty(row_blocks, columns, rank, dtype=torch.float32)
+    ds_parts = dy.new_empty(spans, rows, rank, dtype=torch.float32)
+    db_parts = dy.new_empty(row_blocks, columns, rank, dtype=torch.float32)
     _backward[(row_blocks, spans)](
         dy, b, low, ds_parts, db_parts, rows, columns, span, low.stride(0), rank, scale,
         RANK=padded, BLOCK_M=tile.m, BLOCK_N=tile.n, num_warps=tile.warps, num_stages=tile.stages,
@@ -148,9 +150,10 @@ class LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float, variant: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-        count = len(tensors) // 3
-        weights, a, b = tensors[:count], tensors[count : 2 * count], [up.to(x.dtype).contiguous() for up in tensors[2 * count :]]
-        x = x.contiguous()
+        """Keeps x, x A^T and what A and B were cast to."""
+        count, x = len(tensors) // 3, x.contiguous()
+        weights, a = tensors[:count], tensors[count : 2 * count]
+        b = [up.to(x.dtype).contiguous() for up in tensors[2 * count :]]
         ctx.ranks, ctx.scale, ctx.dtypes = [len(down) for down in a], scale, [t.dtype for t in tensors[count:]]
         down = torch.cat(a).to(x.dtype)  # [sum of r, in]
         low = F.linear(x, down)  # [T, sum of r]
@@ -161,6 +164,7 @@ class LoraLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, unless it wants none, and of every A and B."""
         x, low, down, *rest = ctx.saved_tensors
         weights, b, grads = rest[: len(grads)], rest[len(grads) :], [dy.contiguous() for dy in grads]
         ds = torch.empty_like(low)

@@ -4,8 +4,8 @@
 
     g = dy * w,        dx = dhidden = dh + rstd * (g - n * mean(g * n)),     dw = sum over rows of dy * n
 
-Shapes: x, hidden, h, y [..., C], w [C]. Order of roundings as in Hugging Face's Qwen3: the sum in the input's dtype, the norm in float32 (float64
-for float64 inputs), cast to the input's dtype, then multiplied by the weight. Source: arXiv 1910.07467.
+Shapes: x, hidden, h, y [..., C], w [C]. Order of roundings as in Hugging Face's Qwen3: the sum in the inputs' dtype, the norm in float32
+(float64 for float64 inputs), cast to the inputs' dtype, then multiplied by the weight. Source: arXiv 1910.07467.
 """
 
 from __future__ import annotations

@@ -73,6 +73,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, hidden: Tensor | None, weight: Tensor, eps: float) -> Any:
+        """Keeps h, which is x itself where nothing is added."""
         add, size = hidden is not None, x.shape[-1]
         x, rows = x.contiguous(), x.numel() // size
         hidden = hidden.contiguous() if add else x
@@ -88,6 +89,7 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """One gradient for both x and hidden."""
         h, weight = ctx.saved_tensors
         dh, dy = (grad.contiguous() for grad in (grads[0], grads[-1]))
         size, trained = h.shape[-1], ctx.needs_input_grad[2]

@@ -5,8 +5,9 @@
 
     dn_i = dy_i cos_i + dy_{i+D/2} sin_i,    dn_{i+D/2} = dy_{i+D/2} cos_i - dy_i sin_i,    then dx and dw as in kernels/rms_norm.py
 
-Shapes: q [T, H, D], k [T, K, D], q_weight, k_weight [D], cos, sin [T, 1, D/2], one head's worth of reading, the same for all layers. Order of
-roundings as in Hugging Face's Qwen3: angles in float32 and cast, the norm in float32 and cast before its weight. Source: arXiv 2104.09864.
+Shapes: q [T, H, D], k [T, K, D], q_weight, k_weight [D]; cos, sin [T, 1, D/2], the same for all layers and together as much to read as one
+head. Order of roundings as in Hugging Face's Qwen3: angles in float32 and cast, the norm in float32 and cast before its weight. Source:
+arXiv 2104.09864.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def norm_rope(
 ) -> tuple[Tensor, Tensor]:
     """Normed and rotated queries [T, H, D] and keys [T, K, D].
 
-    Args: q [T, H, D]; k [T, K, D], both may be columns of a wider tensor; q_weight, k_weight [D]; cos, sin [T, 1, D/2] as `rotary` gives them.
+    Args: q [T, H, D]; k [T, K, D], both may be columns of a wider tensor; q_weight, k_weight [D]; cos, sin [T, 1, D/2], as from `rotary`.
     Differentiable in q, k and the weights; frozen weights cost nothing.
     """
     if use_triton(backend, q, k, q_weight, k_weight, cos, sin):

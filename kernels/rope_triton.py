@@ -1,7 +1,8 @@
 """The Triton kernels of kernels/rope.py, where the formulas are.
 
-Heads are rows of D entries, held as two halves. One launch covers queries and keys: the first programs take heads of q, the others of k. The
-backward pass takes the norm again from q and k; partial sums of the weights' gradients, one for each program, are added in a fixed order.
+Heads are rows of D entries, held as two halves. One launch covers queries and keys: the first programs take heads of q, the others of k.
+The backward pass takes the norm again from q and k; partial sums of the weights' gradients, one for each program, are added in a fixed
+order.
 """
 
 from __future__ import annotations
@@ -25,54 +26,20 @@ def _pair(pointer, at, inside, HALF: tl.constexpr):
 
 
 @triton.jit
-def _heads(block, stride, rows, heads, HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    """Where the heads of this block lie in the input, in a packed tensor and in cos and sin, and which entries exist."""
+def _heads(x, weight, cos, sin, block, stride, rows, heads, eps, HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    """Both halves of this block's heads, divided by their rms, each [ROWS, BLOCK]; 1 / rms; both halves of the weight; cosines and sines;
+    where the heads lie in a packed tensor; and which entries exist.
+    """
     row, column = block * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    inside = (row < rows)[:, None] & (column < HALF)[None, :]  # [ROWS, BLOCK]
+    inside = (row < rows)[:, None] & (column < HALF)[None, :]
     token = (row // heads).to(tl.int64)
-    source = (token * stride + row % heads * (2 * HALF))[:, None] + column[None, :]
-    packed = row.to(tl.int64)[:, None] * (2 * HALF) + column[None, :]
-    return source, packed, token[:, None] * HALF + column[None, :], inside
-
-
-@triton.jit
-def _turn(
-    x, weight, cos, sin, y, block, stride, rows, heads, eps, HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
-):
-    source, packed, angle, inside = _heads(block, stride, rows, heads, HALF, BLOCK, ROWS)
-    first, second = _pair(x, source, inside, HALF)
+    first, second = _pair(x, (token * stride + row % heads * (2 * HALF))[:, None] + column[None, :], inside, HALF)
     rstd = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)[:, None]
-    column = tl.arange(0, BLOCK)[None, :]
-    w_first, w_second = _pair(weight, column, column < HALF, HALF)
-    first = ((first * rstd).to(x.dtype.element_ty).to(tl.float32) * w_first).to(y.dtype.element_ty).to(tl.float32)
-    second = ((second * rstd).to(x.dtype.element_ty).to(tl.float32) * w_second).to(y.dtype.element_ty).to(tl.float32)
-    c, s = tl.load(cos + angle, inside).to(tl.float32), tl.load(sin + angle, inside).to(tl.float32)
-    tl.store(y + packed, (first * c - second * s).to(y.dtype.element_ty), inside)
-    tl.store(y + packed + HALF, (second * c + first * s).to(y.dtype.element_ty), inside)
-
-
-@triton.jit
-def _turn_back(
-    x, weight, cos, sin, dy, dx, dw, block, stride, rows, heads, eps,
-    HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRAINED: tl.constexpr,
-):  # fmt: skip
-    source, packed, angle, inside = _heads(block, stride, rows, heads, HALF, BLOCK, ROWS)
-    first, second = _pair(x, source, inside, HALF)
-    rstd = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)[:, None]
-    first, second = first * rstd, second * rstd
-    c, s = tl.load(cos + angle, inside, other=0.0).to(tl.float32), tl.load(sin + angle, inside, other=0.0).to(tl.float32)
-    up, down = _pair(dy, packed, inside, HALF)
-    up, down = up * c + down * s, down * c - up * s  # with respect to the norm's result
-    column = tl.arange(0, BLOCK)
-    if TRAINED:
-        dw += tl.program_id(0).to(tl.int64) * (2 * HALF)
-        tl.store(dw + column, tl.sum(up * first.to(x.dtype.element_ty).to(tl.float32), 0), column < HALF)
-        tl.store(dw + HALF + column, tl.sum(down * second.to(x.dtype.element_ty).to(tl.float32), 0), column < HALF)
     w_first, w_second = _pair(weight, column[None, :], column[None, :] < HALF, HALF)
-    up, down = up * w_first, down * w_second
-    mean = ((tl.sum(up * first, 1) + tl.sum(down * second, 1)) / (2 * HALF))[:, None]
-    tl.store(dx + packed, (rstd * (up - first * mean)).to(dx.dtype.element_ty), inside)
-    tl.store(dx + packed + HALF, (rstd * (down - second * mean)).to(dx.dtype.element_ty), inside)
+    angle = token[:, None] * HALF + column[None, :]
+    c, s = tl.load(cos + angle, inside, other=0.0).to(tl.float32), tl.load(sin + angle, inside, other=0.0).to(tl.float32)
+    packed = row.to(tl.int64)[:, None] * (2 * HALF) + column[None, :]
+    return first * rstd, second * rstd, rstd, w_first, w_second, c, s, packed, inside
 
 
 @triton.jit
@@ -80,11 +47,18 @@ def _forward(
     q, k, q_weight, k_weight, cos, sin, q_out, k_out, tokens, q_heads, k_heads, q_stride, k_stride, eps,
     HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    block, q_blocks = tl.program_id(0), tl.cdiv(tokens * q_heads, ROWS)
-    if block < q_blocks:
-        _turn(q, q_weight, cos, sin, q_out, block, q_stride, tokens * q_heads, q_heads, eps, HALF, BLOCK, ROWS)
-    else:
-        _turn(k, k_weight, cos, sin, k_out, block - q_blocks, k_stride, tokens * k_heads, k_heads, eps, HALF, BLOCK, ROWS)
+    q_blocks = tl.cdiv(tokens * q_heads, ROWS)
+    is_q = tl.program_id(0) < q_blocks
+    block, heads = tl.program_id(0) - tl.where(is_q, 0, q_blocks), tl.where(is_q, q_heads, k_heads)
+    weight, stride, y = tl.where(is_q, q_weight, k_weight), tl.where(is_q, q_stride, k_stride), tl.where(is_q, q_out, k_out)
+    first, second, _, w_first, w_second, c, s, packed, inside = _heads(
+        tl.where(is_q, q, k), weight, cos, sin, block, stride, tokens * heads, heads, eps, HALF, BLOCK, ROWS
+    )
+    kind = q.dtype.element_ty
+    first = (first.to(kind).to(tl.float32) * w_first).to(y.dtype.element_ty).to(tl.float32)
+    second = (second.to(kind).to(tl.float32) * w_second).to(y.dtype.element_ty).to(tl.float32)
+    tl.store(y + packed, (first * c - second * s).to(y.dtype.element_ty), inside)
+    tl.store(y + packed + HALF, (second * c + first * s).to(y.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -92,15 +66,24 @@ def _backward(
     q, k, q_weight, k_weight, cos, sin, dq_out, dk_out, dq, dk, dw, tokens, q_heads, k_heads, q_stride, k_stride, eps,
     HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRAINED: tl.constexpr,
 ):  # fmt: skip
-    block, q_blocks = tl.program_id(0), tl.cdiv(tokens * q_heads, ROWS)
-    if block < q_blocks:
-        _turn_back(
-            q, q_weight, cos, sin, dq_out, dq, dw, block, q_stride, tokens * q_heads, q_heads, eps, HALF, BLOCK, ROWS, TRAINED
-        )
-    else:
-        _turn_back(
-            k, k_weight, cos, sin, dk_out, dk, dw, block - q_blocks, k_stride, tokens * k_heads, k_heads, eps, HALF, BLOCK, ROWS, TRAINED
-        )
+    q_blocks = tl.cdiv(tokens * q_heads, ROWS)
+    is_q = tl.program_id(0) < q_blocks
+    block, heads = tl.program_id(0) - tl.where(is_q, 0, q_blocks), tl.where(is_q, q_heads, k_heads)
+    weight, stride, dx = tl.where(is_q, q_weight, k_weight), tl.where(is_q, q_stride, k_stride), tl.where(is_q, dq, dk)
+    first, second, rstd, w_first, w_second, c, s, packed, inside = _heads(
+        tl.where(is_q, q, k), weight, cos, sin, block, stride, tokens * heads, heads, eps, HALF, BLOCK, ROWS
+    )
+    up, down = _pair(tl.where(is_q, dq_out, dk_out), packed, inside, HALF)
+    up, down = up * c + down * s, down * c - up * s  # with respect to the norm's result
+    if TRAINED:
+        column = tl.arange(0, BLOCK)
+        at = dw + tl.program_id(0).to(tl.int64) * (2 * HALF) + column
+        tl.store(at, tl.sum(up * first.to(q.dtype.element_ty).to(tl.float32), 0), column < HALF)
+        tl.store(at + HALF, tl.sum(down * second.to(q.dtype.element_ty).to(tl.float32), 0), column < HALF)
+    up, down = up * w_first, down * w_second
+    mean = ((tl.sum(up * first, 1) + tl.sum(down * second, 1)) / (2 * HALF))[:, None]
+    tl.store(dx + packed, (rstd * (up - first * mean)).to(dx.dtype.element_ty), inside)
+    tl.store(dx + packed + HALF, (rstd * (down - second * mean)).to(dx.dtype.element_ty), inside)
 
 
 def _packed_heads(x: Tensor) -> Tensor:
@@ -121,7 +104,7 @@ class NormRope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Any:
         q, k, cos, sin = _packed_heads(q), _packed_heads(k), cos.contiguous(), sin.contiguous()
-        outputs = [torch.empty(x.shape, dtype=torch.promote_types(x.dtype, w.dtype), device=x.device) for x, w in ((q, q_weight), (k, k_weight))]
+        outputs = [x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype)) for x, weight in ((q, q_weight), (k, k_weight))]
         q_blocks, k_blocks, constants = _launch(q, k)
         sizes = len(q), q.shape[1], k.shape[1], q.stride(0), k.stride(0), eps
         _forward[(q_blocks + k_blocks,)](q, k, q_weight, k_weight, cos, sin, *outputs, *sizes, **constants)
@@ -132,9 +115,10 @@ class NormRope(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dq_out: Tensor, dk_out: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of q and k, and of those weights that want one."""
         q, k, q_weight, k_weight, cos, sin = ctx.saved_tensors
         q_blocks, k_blocks, constants = _launch(q, k)
-        dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+        dq, dk = (x.new_empty(x.shape) for x in (q, k))
         trained = any(ctx.needs_input_grad[2:4])
         dw = torch.empty(q_blocks + k_blocks if trained else 0, q.shape[2], dtype=torch.float32, device=q.device)
         sizes = len(q), q.shape[1], k.shape[1], q.stride(0), k.stride(0), ctx.eps

@@ -4,8 +4,8 @@
 
     dup = dy * silu(gate),    dgate = dy * up * s * (1 + gate * (1 - s))
 
-Shapes: gate, up, y [T, F]. Order of roundings as in Hugging Face's Qwen3: silu in the inputs' dtype, then the product. silu is taken again in the
-backward pass, so that only the two inputs are kept. Source: arXiv 2002.05202.
+Shapes: gate, up, y [T, F]. Order of roundings as in Hugging Face's Qwen3: silu in the inputs' dtype, then the product. silu is taken again
+in the backward pass, so that only the two inputs are kept. Source: arXiv 2002.05202.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         gate, up = (x if x.stride(1) == 1 else x.contiguous() for x in (gate, up))
-        y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        y = gate.new_empty(gate.shape)
         grid, constants = _launch(gate)
         _forward[grid](gate, up, y, gate.shape[1], gate.stride(0), up.stride(0), **constants)
         ctx.save_for_backward(gate, up)
