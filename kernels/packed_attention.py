@@ -57,26 +57,12 @@ def _rows(items_ptr):
 
 
 @triton.jit
-def _blocks(row, end, begin, length, PARTLY: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """Tiles of keys for a tile of rows: (first of the prefix, how many of them, first of its own, how many of both).
-
-    First those that every row sees whole, then, PARTLY, those with something to mask: the prefix's last one and those of the diagonal.
-    """
-    whole_prefix, whole_own = length // N, (row - begin) // N
-    if PARTLY:
-        prefix_blocks = tl.cdiv(length, N) - whole_prefix
-        return whole_prefix, prefix_blocks, whole_own, prefix_blocks + tl.cdiv(tl.minimum(row + M, end) - begin, N) - whole_own
-    else:
-        return 0, whole_prefix, 0, whole_prefix + whole_own
-
-
-@triton.jit
-def _keys(b, first_prefix, prefix_blocks, first_own, rows, end, begin, prefix, length, N: tl.constexpr):
-    """Tile b of keys: (its first key, one behind the last that may be read, one behind the last that each row sees)."""
-    in_prefix = b < prefix_blocks
-    key = tl.where(in_prefix, prefix + (first_prefix + b) * N, begin + (first_own + b - prefix_blocks) * N)
-    stop = tl.where(in_prefix, prefix + length, end)
-    return key, stop, tl.where(in_prefix, stop, tl.minimum(rows + 1, stop))
+def _keys(b, row, end, begin, prefix, length, N: tl.constexpr):
+    """Tile b of keys, the prefix's before its own: (first key, one behind the last to read, one behind the last that the first row sees)."""
+    behind = b - tl.cdiv(length, N)
+    shared = behind < 0
+    stop = tl.where(shared, prefix + length, end)
+    return tl.where(shared, prefix + b * N, begin + behind * N), stop, tl.where(shared, stop, row + 1)
 
 
 @triton.jit
@@ -90,21 +76,19 @@ def _forward(
     rows = row + tl.arange(0, M)
     q = _load(q_ptr, row, end, head, HEADS, D, M)
     top, total, out = tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32), tl.zeros([M, D], tl.float32)
-    for PARTLY in tl.static_range(2):
-        first_prefix, prefix_blocks, first_own, blocks = _blocks(row, end, begin, length, PARTLY, M, N)
-        for b in range(blocks):
-            key, stop, seen = _keys(b, first_prefix, prefix_blocks, first_own, rows, end, begin, prefix, length, N)
-            k = _load(k_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
-            v = _load(v_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
-            scores = _dot(q, tl.trans(k)) * scale  # [M, N]
-            if PARTLY:
-                scores = tl.where((key + tl.arange(0, N))[None, :] < seen[:, None], scores, float("-inf"))
-            new_top = tl.maximum(top, tl.max(scores, 1))  # finite: every row sees the first key of the first tile
-            weights = tl.exp2(scores - new_top[:, None])
-            shrink = tl.exp2(top - new_top)
-            total = total * shrink + tl.sum(weights, 1)
-            out = out * shrink[:, None] + _dot(weights.to(v.dtype), v)
-            top = new_top
+    for b in range(tl.cdiv(length, N) + tl.cdiv(tl.minimum(row + M, end) - begin, N)):
+        key, stop, seen = _keys(b, row, end, begin, prefix, length, N)
+        k = _load(k_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
+        v = _load(v_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
+        scores = _dot(q, tl.trans(k))  # [M, N]
+        if key + N > seen:  # row i of the tile sees i keys more than the first, within its sequence
+            scores = tl.where((key + tl.arange(0, N))[None, :] < tl.minimum(seen + tl.arange(0, M), stop)[:, None], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1) * scale)  # finite: every row sees the first key of the first tile
+        weights = tl.exp2(scores * scale - new_top[:, None])
+        shrink = tl.exp2(top - new_top)
+        total = total * shrink + tl.sum(weights, 1)
+        out = out * shrink[:, None] + _dot(weights.to(v.dtype), v)
+        top = new_top
     _store(out_ptr, out / total[:, None], row, end, head, HEADS, D, M)
     tl.store(lse_ptr + head * tokens + rows, top + tl.log2(total), mask=rows < end)
 
@@ -132,17 +116,15 @@ def _backward_rows(
     lse = tl.load(lse_ptr + head * tokens + rows, mask=rows < end, other=float("inf"))
     delta = tl.load(delta_ptr + head * tokens + rows, mask=rows < end, other=0.0)
     dq = tl.zeros([M, D], tl.float32)
-    for PARTLY in tl.static_range(2):
-        first_prefix, prefix_blocks, first_own, blocks = _blocks(row, end, begin, length, PARTLY, M, N)
-        for b in range(blocks):
-            key, stop, seen = _keys(b, first_prefix, prefix_blocks, first_own, rows, end, begin, prefix, length, N)
-            k = _load(k_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
-            v = _load(v_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
-            weights = tl.exp2(_dot(q, tl.trans(k)) * scale - lse[:, None])  # [M, N]
-            if PARTLY:
-                weights = tl.where((key + tl.arange(0, N))[None, :] < seen[:, None], weights, 0.0)
-            dscores = weights * (_dot(dout, tl.trans(v)) - delta[:, None])
-            dq += _dot(dscores.to(k.dtype), k)
+    for b in range(tl.cdiv(length, N) + tl.cdiv(tl.minimum(row + M, end) - begin, N)):
+        key, stop, seen = _keys(b, row, end, begin, prefix, length, N)
+        k = _load(k_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
+        v = _load(v_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
+        weights = tl.exp2(_dot(q, tl.trans(k)) * scale - lse[:, None])  # [M, N]
+        if key + N > seen:  # row i of the tile sees i keys more than the first, within its sequence
+            weights = tl.where((key + tl.arange(0, N))[None, :] < tl.minimum(seen + tl.arange(0, M), stop)[:, None], weights, 0.0)
+        dscores = weights * (_dot(dout, tl.trans(v)) - delta[:, None])
+        dq += _dot(dscores.to(k.dtype), k)
     _store(dq_ptr, dq * norm, row, end, head, HEADS, D, M)
 
 
@@ -161,25 +143,21 @@ def _backward_keys(
     k = _load(k_ptr, key, stop, kv_head, HEADS // GROUP, D, N)
     v = _load(v_ptr, key, stop, kv_head, HEADS // GROUP, D, N)
     dk, dv = tl.zeros([N, D], tl.float32), tl.zeros([N, D], tl.float32)
+    first_row = tl.where(causal > 0, keys, begin)
     blocks = tl.cdiv(end - begin, M)
-    diagonal = tl.minimum(causal * ((N + M - 1) // M), blocks)
-    for member in range(GROUP):
-        head = kv_head * GROUP + member
-        for WHOLE in tl.static_range(2):
-            for b in range(diagonal * WHOLE, blocks if WHOLE else diagonal):
-                row = begin + b * M
-                rows = row + tl.arange(0, M)
-                at = head * tokens + rows
-                q = _load(q_ptr, row, end, head, HEADS, D, M)
-                dout = _load(dout_ptr, row, end, head, HEADS, D, M)
-                lse = tl.load(lse_ptr + at, mask=rows < end, other=float("inf"))  # so that rows behind the last weigh nothing
-                delta = tl.load(delta_ptr + at, mask=rows < end, other=0.0)
-                weights = tl.exp2(_dot(k, tl.trans(q)) * scale - lse[None, :])  # [N, M]
-                if not WHOLE:
-                    weights = tl.where(keys[:, None] <= rows[None, :], weights, 0.0)
-                dv += _dot(weights.to(dout.dtype), dout)
-                dscores = weights * (_dot(v, tl.trans(dout)) - delta[None, :])
-                dk += _dot(dscores.to(q.dtype), q)
+    for i in range(GROUP * blocks):
+        head = kv_head * GROUP + i // blocks
+        row = begin + i % blocks * M
+        rows = row + tl.arange(0, M)
+        q = _load(q_ptr, row, end, head, HEADS, D, M)
+        dout = _load(dout_ptr, row, end, head, HEADS, D, M)
+        lse = tl.load(lse_ptr + head * tokens + rows, mask=rows < end, other=float("inf"))
+        delta = tl.load(delta_ptr + head * tokens + rows, mask=rows < end, other=0.0)
+        weights = tl.exp2(_dot(k, tl.trans(q)) * scale - lse[None, :])  # [N, M]
+        weights = tl.where(first_row[:, None] <= rows[None, :], weights, 0.0)
+        dv += _dot(weights.to(dout.dtype), dout)
+        dscores = weights * (_dot(v, tl.trans(dout)) - delta[None, :])
+        dk += _dot(dscores.to(q.dtype), q)
     if part < 0:
         _store(dk_ptr, dk * norm, key, stop, kv_head, HEADS // GROUP, D, N)
         _store(dv_ptr, dv, key, stop, kv_head, HEADS // GROUP, D, N)

@@ -26,9 +26,20 @@ class Tile:
 
 # (kernel, size that the kernel is specialised for (head_dim, rank ...) or 0 for every other, GPU family or ANY)
 TILES: dict[tuple[str, int, str], Tile] = {
+    # size: head_dim; m rows and n keys
     ("packed_forward", 0, ANY): Tile(m=64, n=64),
+    ("packed_forward", 64, "sm90"): Tile(m=128, n=64, stages=3),
+    ("packed_forward", 128, "sm90"): Tile(m=128, n=64, warps=8, stages=3),
     ("packed_backward_rows", 0, ANY): Tile(m=64, n=64),
     ("packed_backward_keys", 0, ANY): Tile(m=64, n=64),
+    ("packed_backward_keys", 128, ANY): Tile(m=32, n=64),
+    ("packed_backward_keys", 128, "sm90"): Tile(m=32, n=64, stages=3),
+    ("packed_backward_keys", 64, "gfx942"): Tile(m=32, n=64),
+    ("packed_backward_keys", 128, "gfx942"): Tile(m=32, n=64, stages=1),
+    # size: most rows of a class, 0 any; m rows and n keys; k: keys of a split, 0 all
+    ("cached", 16, ANY): Tile(m=16, n=64, k=256),
+    ("cached", 64, ANY): Tile(m=64, n=64, k=512),
+    ("cached", 0, ANY): Tile(m=64, n=64),
     # size: the rank, padded; m rows and n columns of y or dy, k of the base product's depth
     ("lora_expand", 0, ANY): Tile(m=64, n=128),
     ("lora_expand", 256, ANY): Tile(m=64, n=64),
