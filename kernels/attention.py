@@ -25,6 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harkd.kernels.backend import use_triton
+
+
+HEAD_DIMS = (16, 32, 64, 128)  # what the kernels serve
+
 
 class CacheLayer(NamedTuple):
     """Keys and values of one layer, each [pages, P, K, D]."""
@@ -94,13 +99,29 @@ class Sequences:
         """(length, start in the pack or -1) of each prefix, as Python ints."""
         return list(zip(self.prefix_len.tolist(), self.prefix_start.tolist(), strict=True))
 
+    @cached_property
+    def work(self) -> dict:
+        """Lists of work that the kernels derive from the plan once a step, by kind and tile size."""
+        return {}
 
-def attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, cache_layer: CacheLayer | None = None) -> Tensor:
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, cache_layer: CacheLayer | None = None, backend: str = "auto"
+) -> Tensor:
     """Attention of T packed new tokens; with a cache, their keys and values are stored in it first.
 
-    Args: q [T, H, D]; k, v [T, K, D]; cache_layer: this layer's pages, where `sequences` has tables and slots.
+    Args: q [T, H, D]; k, v [T, K, D]; cache_layer: this layer's pages, where `sequences` has tables and slots; backend: "auto", "torch" or
+    "triton", see `use_triton`; "auto" leaves to the reference what the kernels do not serve or serve slowly.
     Returns [T, H, D] in q's dtype. Differentiable in q, k and v where there is no cache.
+    Raises ValueError where "triton" cannot be had.
     """
+    if use_triton(backend, q, k, v) and _served(q, backend):
+        from harkd.kernels import cached_attention, packed_attention  # here, since they import triton
+
+        if cache_layer is None:
+            return packed_attention.packed_attention(q, k, v, sequences)
+        cached_attention.store(k, v, sequences.slots, cache_layer)
+        return cached_attention.cached_attention(q, sequences, cache_layer)
     if cache_layer is not None:
         store(k, v, sequences.slots, cache_layer)
     outputs = []
@@ -114,6 +135,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, cache_layer
         keys, values = own if prefix < 0 else _behind_prefix(k, v, own, sequences, prefix, cache_layer)
         outputs.append(_attend(q[begin:end], keys, values))
     return torch.cat(outputs) if outputs else torch.zeros_like(q)
+
+
+def _served(q: Tensor, backend: str) -> bool:
+    """Whether the kernels take q; an error where they were asked for by name."""
+    fits = q.shape[2] in HEAD_DIMS and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    if backend == "triton" and not fits:
+        raise ValueError(f"the Triton attention kernels take half or single precision and head_dim {HEAD_DIMS}, not {q.dtype} and {q.shape[2]}")
+    return fits and (backend == "triton" or q.dtype != torch.float32)
 
 
 def store(k: Tensor, v: Tensor, slots: Tensor, cache_layer: CacheLayer) -> None:

@@ -1,11 +1,16 @@
 """Cross-entropy over a large vocabulary, without the logits of all rows.
 
-    nll_n = logsumexp_v(h_n . w_v) - h_n . w_t(n),        d nll_n / d h_n = sum_v (softmax_v(h_n . w) - [v = t(n)]) w_v
+The target is set against the rest of the vocabulary:
 
-h [N, C] hidden rows, w [V, C] the head, t [N] targets. `chunk` rows are projected at a time: at V = 151,936 a float32 tensor of 512 rows
-takes 311 MB, one of 8,192 rows 5 GB. The product runs in the head's dtype, everything behind it in float32. Where the head is frozen
-(LoRA), the gradient of the rows is taken in the forward pass, while a chunk's probabilities are at hand: one product less than recomputing
-them, and no gradient of the head is ever made. Where it is trained, a chunk is recomputed in the backward pass. Source: Cut Your Losses,
+    r_n = logsumexp_{v != t(n)} h_n . w_v,        nll_n = -log p(t(n)) = log(1 + exp(r_n - h_n . w_t(n)))
+    d nll_n / d h_n = (1 - p(t(n))) * (sum_{v != t(n)} softmax_v w_v - w_t(n)),    the softmax over the rest
+
+h [N, C] hidden rows, w [V, C] the head, t [N] targets. In this form nothing cancels where the target is nearly certain.
+
+Where the head is frozen (LoRA), logits exist for one tile of rows and vocabulary at a time: its product with w joins a running sum
+that is rescaled when the running maximum grows (as attention does over its keys, arXiv 2205.14135), so that logits never leave a CPU's
+cache, the gradient of the rows is finished in the forward pass, and no gradient of the head is made. Where it is trained, `chunk` rows are
+projected at a time and computed again in the backward pass. Products run in the head's dtype, the rest in float32. Source: Cut Your Losses,
 arXiv 2411.09009, for the idea.
 """
 
@@ -19,27 +24,62 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+CPU_TILE = 2**21  # logits: 8 MB, which stay in a shared cache
+GPU_TILE = 2**26  # 256 MB in float32, so that launches do not count
+
 
 def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, vocab_size: int | None = None, chunk: int = 512) -> Tensor:
     """-log p(target) [N] in float32 (float64 for float64 inputs).
 
     Args: hidden [N, C]; head [V, C]; targets [N] int64, below vocab_size; vocab_size: rows of the head from here on are padding and get no
-    probability.
+    probability; chunk: rows at a time. Errors: IndexError on a target outside the vocabulary where the tensors lie on a CPU.
     """
     head = head[:vocab_size]
+    if targets.device.type == "cpu" and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(head):
+        raise IndexError(f"a target is outside the vocabulary of {len(head)}")
     if not head.requires_grad:
         return _FrozenHead.apply(hidden, head, targets, chunk)
     parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     return torch.cat([checkpoint(_nll, h, head, t, use_reentrant=False, preserve_rng_state=False) for h, t in parts])
 
 
-def _logits(hidden: Tensor, head: Tensor) -> Tensor:
+def logits_of(hidden: Tensor, head: Tensor) -> Tensor:
+    """hidden [n, C] times head [V, C]: [n, V] in float32 (float64 for float64 inputs), the product in the inputs' dtype."""
     logits = F.linear(hidden, head)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _nll(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(_logits(hidden, head), targets, reduction="none")
+    return F.cross_entropy(logits_of(hidden, head), targets, reduction="none")
+
+
+def _rows(hidden: Tensor, head: Tensor, targets: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Losses [n] and gradients [n, C] of a few rows, one tile of the vocabulary after the other."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    slow = hidden.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")  # at products of half precision
+    hidden = hidden.to(wide) if slow else hidden
+    n, width = hidden.shape
+    step = max(1, (CPU_TILE if hidden.device.type == "cpu" else GPU_TILE) // n)
+    peak = hidden.new_full((n, 1), torch.finfo(wide).min, dtype=wide)  # finite: a tile may hold nothing but the target
+    total, target = torch.zeros_like(peak), torch.zeros_like(peak)
+    mean = torch.zeros(n, width, dtype=wide, device=hidden.device) if with_gradient else None
+    for start in range(0, len(head), step):
+        tile = head[start : start + step].to(hidden.dtype)
+        logits = logits_of(hidden, tile)  # [n, step]
+        place = targets[:, None] - start
+        inside, place = (place >= 0) & (place < len(tile)), place.clamp(0, len(tile) - 1)
+        there = logits.gather(1, place)
+        target += there.masked_fill(~inside, 0.0)
+        logits.scatter_(1, place, there.masked_fill(inside, -torch.inf))
+        before, peak = peak, torch.maximum(peak, logits.amax(1, keepdim=True))
+        shrink, p = (before - peak).exp_(), logits.sub_(peak).exp_()
+        total.mul_(shrink).add_(p.sum(1, keepdim=True))
+        if mean is not None:
+            mean.mul_(shrink).add_(p.to(tile.dtype) @ tile)
+    total.clamp_min_(torch.finfo(wide).tiny)  # a vocabulary of one has no rest
+    margin = peak + total.log() - target
+    losses = F.softplus(margin, threshold=50)[:, 0]
+    return losses, None if mean is None else mean.div_(total).sub_(head[targets]).mul_(margin.sigmoid())
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -47,18 +87,15 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tensor:
-        losses, gradient = [], torch.empty_like(hidden) if hidden.requires_grad else None
+        losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        gradient = torch.empty_like(hidden) if hidden.requires_grad else None
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            logits, target = _logits(hidden[rows], head), targets[rows, None]  # [n, V], [n, 1]
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            losses.append((normaliser - logits.gather(-1, target))[:, 0])
+            losses[rows], made = _rows(hidden[rows], head, targets[rows], gradient is not None)
             if gradient is not None:
-                p = logits.sub_(normaliser).exp_()
-                p.scatter_add_(-1, target, torch.full_like(normaliser, -1.0))
-                gradient[rows] = p.to(head.dtype) @ head
+                gradient[rows] = made
         ctx.save_for_backward(gradient)
-        return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        return losses
 
     @staticmethod
     @once_differentiable

@@ -15,7 +15,7 @@ every_file = pytest.mark.parametrize("path", FILES, ids=NAMES)
 
 ROOMS = ("qwen3", "sampling", "homes", "distill", "scoring")
 MAY_KNOW = {  # besides COMMON
-    "kernels": set(),
+    "kernels": {"kernels"},
     "homes": {"homes"},
     "qwen3": {"qwen3", "kernels", "tensors"},
     "sampling": {"sampling", "qwen3", "kernels"},

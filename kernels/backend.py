@@ -1,0 +1,36 @@
+"""The one switch between a Triton kernel and the plain PyTorch reference beside it.
+
+`import triton` takes 0.2 s, which a CPU run need not pay: Triton code lies in modules that are imported at their first use, behind this
+switch, and nothing else imports triton. So everything can be imported, and runs on the reference, where triton is not installed.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+from torch import Tensor
+
+
+def use_triton(backend: str, *tensors: Tensor) -> bool:
+    """Whether to run the Triton kernel on these tensors rather than the reference.
+
+    "auto": if they lie on a GPU and triton is installed; "torch": never; "triton": always, on a CPU by Triton's interpreter.
+    Raises ValueError for another word, and where "triton" cannot be had.
+    """
+    if backend not in ("auto", "torch", "triton"):
+        raise ValueError(f'backend is "auto", "torch" or "triton", not {backend!r}')
+    on_gpu = all(tensor.is_cuda for tensor in tensors)
+    if backend != "triton":
+        return backend == "auto" and on_gpu and _installed()
+    if not _installed():
+        raise ValueError('backend "triton" needs the package triton, which is not installed')
+    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError('backend "triton" needs tensors on a GPU, or TRITON_INTERPRET=1 in the environment before triton is imported')
+    return True
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("triton") is not None

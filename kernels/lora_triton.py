@@ -1,0 +1,180 @@
+"""The autograd function of kernels/lora.py, where the formulas are, and its Triton kernels.
+
+The low-rank path does little arithmetic: at rank 16 it costs the bytes it moves. Products with nothing to fuse are torch's own. Forward:
+where the low-rank part is written first, the base product, which is bound by arithmetic, reads it while it multiplies; a kernel that adds
+in place reads and writes y on its own time; a fused kernel does neither, but has to multiply as fast as cuBLAS. Backward: `_backward` reads
+dy once for ds and dB. A program takes BLOCK_M rows and a span of columns, so ds is a sum over spans and dB one over blocks of rows, both
+added up in a fixed order, without atomics. The partial sums of dB move 4 r / BLOCK_M times the bytes of dy, which a second reading of dy
+undercuts from rank 65 on: there both are products of torch's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from harkd.kernels.tiles import Tile, gpu_family, tile_for
+
+PROGRAMS = 256  # of a backward launch, about: twice the multiprocessors of a large GPU, and fixed, so that sums do not depend on the GPU
+LARGEST_FUSED_RANK = 64
+
+
+@triton.jit
+def _low_rank(low, b, row, column, rows, columns, low_stride, rank, RANK: tl.constexpr):
+    """Rows of low [T, r] times rows of B [out, r]: a tile of low B^T in float32."""
+    k = tl.arange(0, RANK)
+    left = tl.load(low + row.to(tl.int64)[:, None] * low_stride + k[None, :], (row < rows)[:, None] & (k < rank)[None, :], other=0.0)
+    right = tl.load(b + column[None, :] * rank + k[:, None], (column < columns)[None, :] & (k < rank)[:, None], other=0.0)
+    return tl.dot(left, right, input_precision="ieee")
+
+
+@triton.jit
+def _expand(
+    low, b, y, rows, columns, low_stride, rank, scale, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """y += s low B^T in place."""
+    blocks = tl.cdiv(columns, BLOCK_N)
+    row = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    at = y + row.to(tl.int64)[:, None] * columns + column[None, :]
+    base = tl.load(at, inside, other=0.0).to(tl.float32)
+    base += _low_rank(low, b, row, column, rows, columns, low_stride, rank, RANK) * scale
+    tl.store(at, base.to(y.dtype.element_ty), inside)
+
+
+@triton.jit
+def _fused(
+    x, w, low, b, y, rows, columns, depth, low_stride, rank, scale,
+    RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """y = s low B^T + x W^T. Programs take GROUP blocks of rows before the next block of columns, so that W's tiles stay in the cache."""
+    row_blocks, column_blocks = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
+    first = tl.program_id(0) // (GROUP * column_blocks) * GROUP
+    height = tl.minimum(row_blocks - first, GROUP)
+    within = tl.program_id(0) % (GROUP * column_blocks)
+    row = (first + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = within // height * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    x_at = x + row.to(tl.int64)[:, None] * depth + k[None, :]
+    w_at = w + column.to(tl.int64)[None, :] * depth + k[:, None]
+    total = _low_rank(low, b, row, column, rows, columns, low_stride, rank, RANK) * scale
+    for start in range(0, depth, BLOCK_K):
+        left = tl.load(x_at + start, (row < rows)[:, None] & (k < depth - start)[None, :], other=0.0)
+        right = tl.load(w_at + start, (column < columns)[None, :] & (k < depth - start)[:, None], other=0.0)
+        total = tl.dot(left, right, total, input_precision="ieee")
+    at = y + row.to(tl.int64)[:, None] * columns + column[None, :]
+    tl.store(at, total.to(y.dtype.element_ty), (row < rows)[:, None] & (column < columns)[None, :])
+
+
+@triton.jit
+def _backward(
+    dy, b, low, ds, db, rows, columns, span, low_stride, rank, scale,
+    RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of ds = s dy B [spans, T, r] and dB = s dy^T low [row blocks, out, r], in float32, from one reading of dy [T, out]."""
+    block, start = tl.program_id(0), tl.program_id(1) * span
+    row, k = block * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, RANK)
+    exists = (row < rows)[:, None] & (k < rank)[None, :]
+    left = tl.load(low + row.to(tl.int64)[:, None] * low_stride + k[None, :], exists, other=0.0)  # [BLOCK_M, RANK]
+    total = tl.zeros((BLOCK_M, RANK), tl.float32)
+    for offset in range(start, tl.minimum(start + span, columns), BLOCK_N):
+        column = offset + tl.arange(0, BLOCK_N)
+        inside = (row < rows)[:, None] & (column < columns)[None, :]
+        grad = tl.load(dy + row.to(tl.int64)[:, None] * columns + column[None, :], inside, other=0.0)
+        here = (column < columns)[:, None] & (k < rank)[None, :]
+        up = tl.load(b + column[:, None] * rank + k[None, :], here, other=0.0)
+        total = tl.dot(grad, up, total, input_precision="ieee")
+        part = tl.dot(tl.trans(grad), left, input_precision="ieee") * scale  # [BLOCK_N, RANK]
+        tl.store(db + (block.to(tl.int64) * columns + column[:, None]) * rank + k[None, :], part, here)
+    at = (tl.program_id(1).to(tl.int64) * rows + row[:, None]) * rank + k[None, :]
+    tl.store(ds + at, total * scale, exists)
+
+
+def _tile(kernel: str, x: Tensor, rank: int) -> tuple[int, Tile]:
+    """The rank padded to what a matrix unit takes, and the tile, halved both ways for float32, which is twice as long."""
+    padded = max(16, triton.next_power_of_2(rank))
+    tile = tile_for(kernel, padded, gpu_family(x.device))
+    return padded, replace(tile, m=tile.m // 2, n=tile.n // 2) if x.dtype == torch.float32 else tile
+
+
+def _output(x: Tensor, weight: Tensor, low: Tensor, b: Tensor, scale: float, variant: str) -> Tensor:
+    """One projection [T, out]; low [T, r] may be columns of a wider tensor."""
+    (rows, depth), (columns, rank) = x.shape, b.shape
+    if variant == "base_last":
+        y = x.new_empty(rows, columns).addmm_(low, b.T, beta=0, alpha=scale)
+        return y.addmm_(x, weight.T)
+    if variant not in ("expand", "fused"):
+        raise ValueError(f'variant is "base_last", "expand" or "fused", not {variant!r}')
+    padded, tile = _tile(f"lora_{variant}", x, rank)
+    grid = (triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n),)
+    constants = {"RANK": padded, "BLOCK_M": tile.m, "BLOCK_N": tile.n, "num_warps": tile.warps, "num_stages": tile.stages}
+    if variant == "expand":
+        y = F.linear(x, weight)
+        _expand[grid](low, b, y, rows, columns, low.stride(0), rank, scale, **constants)
+    else:
+        y, weight, constants = x.new_empty(rows, columns), weight.contiguous(), constants | {"BLOCK_K": tile.k, "GROUP": 8}
+        _fused[grid](x, weight, low, b, y, rows, columns, depth, low.stride(0), rank, scale, **constants)
+    return y
+
+
+def _low_gradients(dy: Tensor, b: Tensor, low: Tensor, scale: float, ds: Tensor) -> Tensor:
+    """Fill ds [T, r] with s dy B and return dB [out, r] in float32."""
+    (rows, columns), rank = dy.shape, b.shape[1]
+    if rank > LARGEST_FUSED_RANK:
+        ds.addmm_(dy, b, beta=0, alpha=scale)
+        return (dy.T @ low).to(torch.float32) * scale
+    padded, tile = _tile("lora_backward", dy, rank)
+    row_blocks, column_blocks = triton.cdiv(rows, tile.m), triton.cdiv(columns, tile.n)
+    span = triton.cdiv(column_blocks * row_blocks, PROGRAMS) * tile.n
+    spans = triton.cdiv(columns, span) if rows else 0
+    ds_parts = dy.new_empty(spans, rows, rank, dtype=torch.float32)
+    db_parts = dy.new_empty(row_blocks, columns, rank, dtype=torch.float32)
+    _backward[(row_blocks, spans)](
+        dy, b, low, ds_parts, db_parts, rows, columns, span, low.stride(0), rank, scale,
+        RANK=padded, BLOCK_M=tile.m, BLOCK_N=tile.n, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    ds.copy_(ds_parts.sum(0))
+    return db_parts.sum(0)
+
+
+class LoraLinear(torch.autograd.Function):
+    """All projections of one input; `tensors` are the weights, then all A, then all B."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, variant: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Keeps x, x A^T and what A and B were cast to."""
+        count, x = len(tensors) // 3, x.contiguous()
+        weights, a = tensors[:count], tensors[count : 2 * count]
+        b = [up.to(x.dtype).contiguous() for up in tensors[2 * count :]]
+        ctx.ranks, ctx.scale, ctx.dtypes = [len(down) for down in a], scale, [t.dtype for t in tensors[count:]]
+        down = torch.cat(a).to(x.dtype)  # [sum of r, in]
+        low = F.linear(x, down)  # [T, sum of r]
+        parts = zip(weights, low.split(ctx.ranks, 1), b, strict=True)
+        ctx.save_for_backward(x, low, down, *weights, *b)
+        return tuple(_output(x, weight, part, up, scale, variant) for weight, part, up in parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, unless it wants none, and of every A and B."""
+        x, low, down, *rest = ctx.saved_tensors
+        weights, b, grads = rest[: len(grads)], rest[len(grads) :], [dy.contiguous() for dy in grads]
+        ds = torch.empty_like(low)
+        parts = zip(grads, b, low.split(ctx.ranks, 1), ds.split(ctx.ranks, 1), strict=True)
+        db = [_low_gradients(dy, up, part, ctx.scale, out) for dy, up, part, out in parts]
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = ds @ down
+            for dy, weight in zip(grads, weights, strict=True):
+                dx.addmm_(dy, weight)
+        da = (ds.T @ x).split(ctx.ranks)
+        adapters = [grad.to(dtype) for grad, dtype in zip([*da, *db], ctx.dtypes, strict=True)]
+        return dx, None, None, *[None] * len(grads), *adapters

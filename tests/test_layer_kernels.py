@@ -1,0 +1,61 @@
+"""The kernels of LoRA, RMSNorm, rotary embedding and SwiGLU compile for every target with the tiles that ship (one child process for all)."""
+
+import torch
+
+from harkd.kernels import lora_triton, rms_norm_triton, rope_triton
+from harkd.kernels.tiles import ANY, TILES, tile_for
+from tests.kernel_cases import TARGETS, Case, assert_compiles
+
+
+def bf16(names):
+    return {name: "*bf16" for name in names.split()}
+
+
+def rms_norm():
+    numbers = {"rows": "i32", "size": "i32:16", "eps": "fp32"}
+    for width, trained in ((1024, False), (5120, True)):
+        rows, block, warps = rms_norm_triton._launch(torch.empty(0), width)
+        launch = {"ROWS": rows, "BLOCK": block, "ADD": True}
+        last = {"BLOCKS": rms_norm_triton.TRAINED_BLOCKS if trained else 1, "TRAINED": trained}
+        yield Case("harkd.kernels.rms_norm_triton:_forward", bf16("x hidden weight h y") | numbers, launch, warps)
+        yield Case("harkd.kernels.rms_norm_triton:_backward", bf16("h weight dh dy dx") | {"dw": "*fp32"} | numbers, launch | last, warps)
+
+
+def rope():
+    numbers = {"tokens": "i32", "q_heads": "i32:16", "k_heads": "i32", "q_stride": "i32:16", "k_stride": "i32:16", "eps": "fp32"}
+    *_, launch = rope_triton._launch(torch.empty(1, 16, 128), torch.empty(1, 8, 128))
+    warps, inputs = launch.pop("num_warps"), "q k q_weight k_weight cos sin "
+    yield Case("harkd.kernels.rope_triton:_forward", bf16(inputs + "q_out k_out") | numbers, launch, warps)
+    backward = bf16(inputs + "dq_out dk_out dq dk") | {"dw": "*fp32"} | numbers
+    yield Case("harkd.kernels.rope_triton:_backward", backward, launch | {"TRAINED": True}, warps)
+
+
+def swiglu():
+    tile, numbers = tile_for("swiglu", 0, ANY), {"size": "i32:16", "gate_stride": "i32:16", "up_stride": "i32:16"}
+    for kernel, names in (("_forward", "gate up y"), ("_backward", "gate up dy dgate dup")):
+        yield Case(f"harkd.kernels.swiglu_triton:{kernel}", bf16(names) | numbers, {"BLOCK": tile.n}, tile.warps)
+
+
+def lora(kernel, rank, gpu, targets):
+    tile = tile_for(f"lora_{kernel}", rank, gpu)
+    numbers = {"rows": "i32", "columns": "i32:16", "low_stride": "i32:16", "rank": "i32:16", "scale": "fp32"}
+    own = {
+        "expand": bf16("y"),
+        "fused": bf16("x w y") | {"depth": "i32:16"},
+        "backward": bf16("dy") | {"ds": "*fp32", "db": "*fp32", "span": "i32:16"},
+    }
+    constants = {"RANK": rank, "BLOCK_M": tile.m, "BLOCK_N": tile.n} | ({"BLOCK_K": tile.k, "GROUP": 8} if kernel == "fused" else {})
+    return Case(
+        f"harkd.kernels.lora_triton:_{kernel}", bf16("low b") | numbers | own[kernel], constants, tile.warps, tile.stages, True, targets
+    )
+
+
+def test_kernels_compile():
+    every, own = tuple(TARGETS), ("sm_90", "sm_100")
+    others = ("sm_80", "gfx942")  # with the tile of a GPU that has no row
+    cases = [*rms_norm(), *rope(), *swiglu()]
+    cases += [lora("backward", rank, ANY, every) for rank in (16, lora_triton.LARGEST_FUSED_RANK)]
+    cases += [lora("expand", 16, ANY, every), lora("expand", 256, ANY, others)]
+    cases += [lora("fused", 16, ANY, others), lora("fused", 64, "sm90", own), lora("fused", 256, ANY, ("sm_80", "sm_90"))]
+    assert TILES["lora_fused", 0, "sm90"] == TILES["lora_fused", 0, "sm100"]
+    assert_compiles(cases)
