@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.qwen3.config import PROJECTIONS
-from harkd.qwen3.model import Linear, Qwen3
+from harkd.qwen3.linear import Linear, LoraLinear
+from harkd.qwen3.model import Qwen3
 from harkd.tensors import read_header, read_into, write_tensors
 
 _PEFT_PREFIX = "base_model.model."
@@ -60,23 +60,6 @@ class LoraConfig:
         return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
 
-class LoraLinear(nn.Linear):
-    """A frozen linear map with an adapter; it keeps the map's weight under its own name, so that checkpoints do not change."""
-
-    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, None
-        like = {"dtype": torch.promote_types(base.weight.dtype, torch.float32), "device": base.weight.device}
-        self.lora_A = nn.Parameter(torch.zeros(config.r, self.in_features, **like))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, config.r, **like))
-        self.scale = config.scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        low = F.linear(x, self.lora_A.to(x.dtype))  # [T, r]
-        return F.linear(x, self.weight) + F.linear(low, self.lora_B.to(x.dtype)) * self.scale
-
-
 def add_lora(model: Qwen3, config: LoraConfig, seed: int = 0) -> dict[str, nn.Parameter]:
     """Freeze the model and put a fresh adapter on its projections, in place. Returns the adapter's parameters by PEFT's names."""
     if _lora_layers(model):
@@ -86,7 +69,7 @@ def add_lora(model: Qwen3, config: LoraConfig, seed: int = 0) -> dict[str, nn.Pa
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
         if leaf in config.target_modules and isinstance(module, nn.Linear):
-            layer = LoraLinear(module, config)
+            layer = LoraLinear(module, config.r, config.scale)
             bound = 1 / math.sqrt(module.in_features)
             with torch.no_grad():
                 layer.lora_A.copy_(torch.empty(layer.lora_A.shape).uniform_(-bound, bound, generator=generator))

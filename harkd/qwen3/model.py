@@ -19,49 +19,28 @@ from torch import Tensor, nn
 
 from harkd.kernels.attention import CacheLayer, Sequences, attention
 from harkd.kernels.loss import cross_entropy
+from harkd.kernels.rms_norm import add_rms_norm, rms_norm
+from harkd.kernels.rope import norm_rope, rotary
+from harkd.kernels.swiglu import swiglu
 from harkd.qwen3.cache import Cache
 from harkd.qwen3.config import Qwen3Config
+from harkd.qwen3.linear import Linear, project
 
 
 class RMSNorm(nn.Module):
-    """y = w * x / sqrt(mean(x^2) + eps), over the last axis."""
+    """The weight of a norm over the last axis: kernels/rms_norm.py."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+    def forward(self, x: Tensor, backend: str = "auto") -> Tensor:
+        return rms_norm(x, self.weight, self.eps, backend)
 
-
-def rotary(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles p * theta^(-2i/D), each [T, 1, D/2] (arXiv 2104.09864)."""
-    wide = torch.promote_types(dtype, torch.float32)
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
-    angles = positions.to(wide)[:, None, None] / theta**exponents  # [T, 1, D/2]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + D/2}) of every head of x [T, heads, D] by their angles (half-split form)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-class Linear(nn.Linear):
-    """y = x W^T.
-
-    Its weight is not drawn, since a checkpoint or `initialise` fills it: drawing on the meta device imports 70 MB of torch for nothing.
-    """
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-
-    def reset_parameters(self) -> None:
-        """Leave the weight as it is."""
+    def add(self, hidden: Tensor, update: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor]:
+        """hidden + update, and its norm."""
+        return add_rms_norm(hidden, update, self.weight, self.eps, backend)
 
 
 class Attention(nn.Module):
@@ -78,12 +57,14 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], sequences: Sequences, cache_layer: CacheLayer | None = None) -> Tensor:
-        heads = (len(x), -1, self.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x).view(heads)), *angles)  # [T, H, D]
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)), *angles)  # [T, K, D]
-        v = self.v_proj(x).view(heads)  # [T, K, D]
-        return self.o_proj(attention(q, k, v, sequences, cache_layer).flatten(1))  # [T, C]
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], sequences: Sequences, cache_layer: CacheLayer | None, backend: str
+    ) -> Tensor:
+        projected = project(x, (self.q_proj, self.k_proj, self.v_proj), backend)
+        q, k, v = (y.view(len(x), y.shape[1] // self.head_dim, self.head_dim) for y in projected)  # [T, H, D], [T, K, D], [T, K, D]
+        q, k = norm_rope(q, k, self.q_norm.weight, self.k_norm.weight, *angles, self.q_norm.eps, backend)
+        out = attention(q, k, v, sequences, cache_layer, backend)  # [T, H, D]
+        return project(out.flatten(1), [self.o_proj], backend)[0]  # [T, C]
 
 
 class MLP(nn.Module):
@@ -95,12 +76,13 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, backend: str) -> Tensor:
+        gate, up = project(x, (self.gate_proj, self.up_proj), backend)
+        return project(swiglu(gate, up, backend), [self.down_proj], backend)[0]
 
 
 class Layer(nn.Module):
-    """One decoder layer: attention and MLP, each behind a norm and added to the stream."""
+    """One decoder layer's parts: attention and MLP, each with the norm before it."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
@@ -108,10 +90,6 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(self, hidden: Tensor, angles: tuple[Tensor, Tensor], sequences: Sequences, cache_layer: CacheLayer | None = None) -> Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), angles, sequences, cache_layer)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 class Decoder(nn.Module):
@@ -133,6 +111,7 @@ class Qwen3(nn.Module):
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
         self.config = config
+        self.backend = "auto"  # of all kernels: see kernels/backend.py
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
@@ -156,12 +135,16 @@ class Qwen3(nn.Module):
         Args: ids [T] int64; positions [T], each token's place behind its prefix and past; sequences: who sees whom; cache: where keys and
         values are kept.
         """
-        config = self.config
+        config, layers, backend = self.config, self.model.layers, self.backend
         hidden = self.model.embed_tokens(ids)  # [T, C]
         angles = rotary(positions, config.head_dim, config.rope_theta, hidden.dtype)
-        for i, layer in enumerate(self.model.layers):
-            hidden = layer(hidden, angles, sequences, None if cache is None else cache.layers[i])
-        return self.model.norm(hidden)
+        x = layers[0].input_layernorm(hidden, backend)
+        for i, layer in enumerate(layers):  # what a part adds to the stream is added where the stream is normed for the next part
+            cache_layer = None if cache is None else cache.layers[i]
+            hidden, x = layer.post_attention_layernorm.add(hidden, layer.self_attn(x, angles, sequences, cache_layer, backend), backend)
+            following = layers[i + 1].input_layernorm if i + 1 < len(layers) else self.model.norm
+            hidden, x = following.add(hidden, layer.mlp(x, backend), backend)
+        return x
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] in float32 (float64 for float64 weights) of rows [N, C]; the product itself runs in the weights' dtype."""
