@@ -247,7 +247,7 @@ def _plan(work: list[_Stretch], cache: Cache, device: torch.device) -> Sequences
 
     def table(rows: list[list[int]]) -> Tensor:
         width = max(map(len, rows), default=0)
-        return ints([row + [0] * (width - len(row)) for row in rows])
+        return ints([row + [0] * (width - len(row)) for row in rows]).view(len(rows), width)
 
     lengths = [len(stretch.tokens) for stretch in work]
     prefixes = list(dict.fromkeys(stretch.prefix for stretch in work if stretch.prefix.ids))
