@@ -42,10 +42,9 @@ def fault(reader: str, root: Path) -> str:
 def survives(reader: str, files: dict[str, str | bytes]):
     """A test: whatever bytes one stretch of one file is overwritten with, the files are read, or a fault names file and line."""
     contents = {name: content if isinstance(content, bytes) else content.encode() for name, content in files.items()}
-    bytes_of_note = st.sampled_from([b'"', b"\n", b"\xff", b"\x00", b",", b"\t", b" ", b"9" * 30, b"-1", b"[", b"}", b"\xc2\x85", b"2 13", b"<|im_end|>"])
-    change = st.tuples(
-        st.sampled_from(sorted(contents)), st.floats(0, 1), st.integers(0, 12), st.one_of(st.binary(max_size=6), bytes_of_note)
-    )
+    of_note = [b'"', b"\n", b"\r", b"\xff", b"\x00", b",", b"\t", b" ", b"9" * 30, b"-1", b"[", b"}", b"\xc2\x85", b"2 13", b"begin", b"ON"]
+    replacement = st.one_of(st.binary(max_size=6), st.sampled_from(of_note))
+    change = st.tuples(st.sampled_from(sorted(contents)), st.floats(0, 1), st.integers(0, 12), replacement)
 
     @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(change, min_size=1, max_size=2))
@@ -62,6 +61,6 @@ def survives(reader: str, files: dict[str, str | bytes]):
                 assert report.events == len(events(dataset))
             except UserError as error:
                 names = [Path(name).name for name in contents]
-                assert any(name in str(error) for name in names) and re.search("line [0-9]|entry [0-9]|has no column|column", str(error)), str(error)
+                assert any(name in str(error) for name in names) and re.search("line [0-9]|entry [0-9]|has no column", str(error)), str(error)
 
     return test

@@ -1,5 +1,7 @@
 """The multi-resident set of CASAS, on hand-written lines with its quirks, and on the real files."""
 
+from collections import Counter
+
 import pytest
 
 from harkd.homes.dataset import read
@@ -89,3 +91,19 @@ def test_real_counts():
     assert report.noticed == {"event with two tasks of one resident": 4, "task that its resident does nowhere else": 3}
     assert next(dataset.recordings()).id == "P01" and not events(dataset, "P02")[0].labels
     assert events(dataset, "P06")[451].labels == ("set dining table",) and events(dataset, "P04")[644].labels == ("pay electric bill",)
+
+
+@needs_real
+def test_real_tasks_happen_where_their_names_say():
+    """The readme's own numbers would have setting out ingredients (8) at the dining table and gathering food (12) on the couch."""
+    rooms, couch = Counter(), Counter()
+    for event in events(read(f"adlmr:{REAL}")):
+        for label in event.labels:
+            rooms[label, event.room] += 1
+            couch[label] += event.sensor.startswith("couch")
+    total = {label: sum(count for (one, _), count in rooms.items() if one == label) for label, _ in rooms}
+    for label in ("fill medication dispenser", "sweep kitchen floor", "set out ingredients"):
+        assert rooms[label, "kitchen"] > 0.75 * total[label]
+    for label in ("read magazine early", "read magazine late"):
+        assert couch[label] > 0.8 * total[label]
+    assert rooms["play checkers, opponent", "kitchen"] + rooms["play checkers", "kitchen"] < 0.02 * total["play checkers"]

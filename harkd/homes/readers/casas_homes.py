@@ -21,16 +21,18 @@ LAYOUTS = {  # home: room, place in it if there is one to tell, sensors
     "hall bathroom: M029; entrance: M011; entrance, front: M030 D001; entrance, back: D002; entrance, garage: D004",
     "cairo": "office: M001; hall: M002 M003; stairs: M010; guest room: M004; bedroom: M005 M006 M007; bedroom, bed: M008 M009; "
     "living room: M011 M014 M016 M018 M023; living room, couch: M013 M017; kitchen: M012 M019 M022 M024; kitchen, dining table: M020; "
-    "kitchen, medicine cabinet: M021; entrance: M015; entrance, garage: M027; laundry room: M026",
+    "kitchen, medicine cabinet: M021; entrance: M015; entrance, garage: M027; laundry room: M026; other room: M025",
     "milan": "entrance: M001 M002 D001 D002; dining room, table: M003; living room: M005 M027; living room, armchair: M004; "
     "office: M006 M026; office, desk: M007; office, television: M008; hall: M009 M010 M011 M019 T002; kitchen: M012 M016 M023 T001; "
     "kitchen, medicine cabinet: M014; kitchen, fridge: M015; kitchen, stove: M022; kitchen, garage: D003; master bathroom: M013 M025; "
     "guest bathroom: M017 M018; master bedroom: M020 M028; master bedroom, bed: M021; guest bedroom: M024",
-    # Kyoto's apartment, ground floor, also of twor and adlmr
+    # the apartment in Kyoto, also of twor and, without its upper floor, of adlmr
     "kyoto": "living room: M001 M003 M004 M005 M008 M011 M012 M013 M014 M015; living room, television: M002 D013; "
     "living room, couch: M006 M007; dining room: M009 M010; kitchen: M016 M017 M019 M051 I004 I006; kitchen, sink: M018; "
     "kitchen, closet: M020; kitchen, cabinet: D007 D014 D015 D016; kitchen, fridge: D008 D009; kitchen, microwave: D010; "
-    "kitchen, pantry: D011; entrance: M021 M022 M023 M024 M025; entrance, closet: D012; stairs: M026",
+    "kitchen, pantry: D011; entrance: M021 M022 M023 M024 M025; entrance, closet: D012; stairs: M026; "
+    "upper hall: M027 M028 M029 M030 M037 M042 M043; bathroom: M038 M039 M040 M041; bedroom 1: M033 M036; bedroom 1, desk: M031 M032; "
+    "bedroom 1, bed: M034 M035; bedroom 2: M044 M045 M050; bedroom 2, desk: M048 M049; bedroom 2, bed: M046 M047",
 }
 
 
