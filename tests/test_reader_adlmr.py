@@ -67,7 +67,10 @@ def test_labels_that_are_no_pairs_are_told(tmp_path, end):
     assert "P07.txt, line 2: residents (1 or 2) and tasks (1 to 15) come in pairs" in said
 
 
-@pytest.mark.parametrize("line", ["2008-11-10\t14:28:17.98\tM22", "2008-13-10\t14:28:17\tM22\tON", "10.11.2008\t1\tM22\tON", "2008-11-10\t14:28:17\tM22\tO"])
+@pytest.mark.parametrize(
+    "line",
+    ["2008-11-10\t14:28:17.98\tM22", "2008-13-10\t14:28:17\tM22\tON", "10.11.2008\t1\tM22\tON", "2008-11-10\t14:28:17\tM22\tO"],
+)
 def test_lines_that_are_no_events_are_told(tmp_path, line):
     assert "P01.txt, line 1: not a date, a time, a sensor and its value" in fault("adlmr", write(tmp_path, {"P01.txt": line}))
 

@@ -56,10 +56,10 @@ SECOND = """uid,time,sensor,action,Subject,Description,activity
 1,07:22:46,fridge door,OPENED,B,,7
 """
 FILES = {
-    "sensors.json": json.dumps([{"sensor name": name, "sensor type": kind, "sensor location": place} for name, kind, place in SENSORS], indent=1),
-    "activities.json": json.dumps([{"id": n, "name": name, "description": f"what {name} means"} for n, name in enumerate(LABELS)], indent=1),
+    "sensors.json": json.dumps([dict(zip(("sensor name", "sensor type", "sensor location"), sensor)) for sensor in SENSORS], indent=1),
+    "activities.json": json.dumps([{"id": n, "name": name, "description": f"what {name} means"} for n, name in enumerate(LABELS)]),
     "01/data.csv": FIRST,
-    "01/context.json": json.dumps({"start time": "23:58", "day": "weekday", "resident number": 3, "roles": ["Wizard"], "scenario": "Moonparty"}),
+    "01/context.json": json.dumps({"day": "weekday", "resident number": 3, "roles": ["Wizard"], "scenario": "Moonparty"}),
     "02/data.csv": SECOND.replace("\n", "\r\n"),
     "floorplan.png": b"\x89PNG",
 }
@@ -102,7 +102,7 @@ def test_all_labels_and_sensors_are_in_the_prompt_and_no_truth_is(tmp_path):
     }
     text = "".join(message["content"] for window in dataset.windows() for message in prompt(home, window))
     assert all(f"- {label}: what {label} means" in text for label in LABELS)
-    assert not any(word in text for word in ("A opens", "hello", "Zanzibar", "Wizard", "Moonparty", "weekday", "resident number", "Subject"))
+    assert not any(word in text for word in ("A opens", "hello", "Zanzibar", "Wizard", "Moonparty", "weekday", "roles", "Subject"))
 
 
 @pytest.mark.parametrize(

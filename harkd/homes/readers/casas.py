@@ -54,19 +54,14 @@ class Day(NamedTuple):
 
 def read(folder: Path, options: ReadOptions) -> tuple[tuple[Home, ...], tuple[Recording, ...]]:
     """One home per file, in the folder and the folders in it. Reads each file once."""
-    paths = [path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_file() and _is_recording(path)]
+    everything = (path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_file())
+    paths = sorted(path for path in everything if re.fullmatch(r"data|(?!README).*\.(txt|csv)", path.name))
     if not paths:
         raise UserError(f"{folder} holds no file of CASAS: they are called data, *.txt or *.csv")
-    found = [_read_file(path) for path in sorted(paths)]
-    names = [home.name for home, _ in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{folder} holds two files of the home {name.removeprefix('casas-')}: name the folder of one of them")
+    found = [_read_file(path) for path in paths]
+    if len({home.name for home, _ in found}) < len(found):
+        raise UserError(f"{folder} holds two files of one home: name the folder of one of them")
     return tuple(home for home, _ in found), tuple(one for _, recordings in found for one in recordings)
-
-
-def _is_recording(path: Path) -> bool:
-    return path.name == "data" or (path.suffix in (".txt", ".csv") and not path.name.upper().startswith("README"))
 
 
 def _read_file(path: Path) -> tuple[Home, list[Recording]]:
@@ -150,9 +145,6 @@ def _rows(path: Path, notes: Notes, offset: int = 0, line: int = 1) -> Iterator[
             notes.repaired["sensor with a slip of the log"] += 1
             sensor = SLIPS[sensor]
         activity, mark = _activity(" ".join(rest)) if rest else (None, "")
-        if activity and activity[1].lower() in ("begin", "end"):
-            notes.repaired["begin or end of nothing: passed over"] += 1
-            activity = None
         yield Row(offset, line, time, sensor, room, place, value, activity, mark)
 
 

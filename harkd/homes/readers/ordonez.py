@@ -64,9 +64,10 @@ def read(folder: Path, options: ReadOptions) -> tuple[tuple[Home, ...], tuple[Re
         named = sorted({(*_name(it.fields), STATES.get(it.fields[1], ("ON", "OFF"))) for it in sensors})
         labels = tuple(Label(name, description) for name, description in ACTIVITIES.items())
         homes.append(Home(f"ordonez-{letter}", rooms((room, f"{name} ({on}, {off})") for room, name, (on, off) in named), labels, RULES))
-        for day in sorted({time.date() for it in sensors for time in (it.start, it.end)}):
+        days = sorted({time.date() for it in sensors for time in (it.start, it.end)})
+        for day in days:
             id = f"{letter}/{day}"
-            recordings.append(recording(id, homes[-1], id, (letter,), partial(_events, path, letter, day)))
+            recordings.append(recording(id, homes[-1], id, (letter,), partial(_events, path, letter, day, day == days[0])))
     if not homes:
         raise UserError(f"{folder} holds no OrdonezA_Sensors.txt or OrdonezB_Sensors.txt")
     return tuple(homes), tuple(recordings)
@@ -79,14 +80,15 @@ def _name(fields: tuple[str, ...]) -> tuple[str, str]:
     return place.lower(), name
 
 
-def _events(path: Path, resident: str, day: date, notes: Notes) -> Iterator[Event]:
-    """The day's events; what is odd about an interval is counted on the day it starts."""
+def _events(path: Path, resident: str, day: date, first: bool, notes: Notes) -> Iterator[Event]:
+    """The day's events. What is odd about the tables is counted with the first day."""
+    of_tables = notes if first else Notes()
     events = []
-    for it in _intervals(path, 3, notes, day):
+    for it in _intervals(path, 3, of_tables):
         room, name = _name(it.fields)
         states = STATES.get(it.fields[1], ("ON", "OFF"))
         events += [Event(0, time, name, room, state) for time, state in zip((it.start, it.end), states) if time.date() == day]
-    labels = _intervals(path.with_name(path.name.replace("Sensors", "ADLs")), 1, notes, day)
+    labels = _intervals(path.with_name(path.name.replace("Sensors", "ADLs")), 1, of_tables)
     for number, event in enumerate(sorted(events, key=lambda event: event.time)):
         holding = [(label.start, row) for row, label in enumerate(labels) if label.start <= event.time <= label.end]
         notes.noticed["event in intervals of several labels"] += len(holding) > 1
@@ -94,9 +96,9 @@ def _events(path: Path, resident: str, day: date, notes: Notes) -> Iterator[Even
         yield replace(event, id=number, labels=labels[max(holding)[1]].fields if holding else (), resident=resident)
 
 
-def _intervals(path: Path, fields: int, notes: Notes, day: date | None = None) -> list[Interval]:
-    """The rows of a file with so many fields behind start and end, in order; with `day` those that touch it and its oddities."""
-    rows = []
+def _intervals(path: Path, fields: int, notes: Notes) -> list[Interval]:
+    """The rows of a file with so many fields behind start and end, in its order: 3 for sensors, 1 for labels."""
+    rows: list[Interval] = []
     for _, line, text in text_lines(path):
         words = text.split()
         if line <= 2 or not words:
@@ -107,13 +109,13 @@ def _intervals(path: Path, fields: int, notes: Notes, day: date | None = None) -
             raise UserError(f"{path}, line {line}: not a start, an end, then {wanted}: {text.strip()!r}")
         rows.append(Interval(start, end, tuple(words[4:])))
     for at, it in enumerate(rows):
-        if day is None or it.start.date() == day:
-            notes.noticed["label that starts before the one above it ends"] += fields == 1 and at > 0 and it.start < rows[at - 1].end
-            notes.noticed["sensor interval that starts before the one above it"] += fields == 3 and at > 0 and it.start < rows[at - 1].start
-            notes.repaired["label that ends before it starts: ends with the next"] += fields == 1 and it.end < it.start
-            notes.repaired["sensor interval that ends before it starts: ends swapped"] += fields == 3 and it.end < it.start
-        if it.end < it.start and fields == 3:
-            rows[at] = Interval(it.end, it.start, it.fields)
-        elif it.end < it.start:
-            rows[at] = it._replace(end=max(it.start, rows[min(at + 1, len(rows) - 1)].start))
-    return [it for it in rows if day is None or it.start.date() <= day <= it.end.date()]
+        above, below = rows[max(at - 1, 0)], rows[min(at + 1, len(rows) - 1)]
+        if fields == 3:
+            notes.noticed["sensor interval that starts before the one above it"] += it.start < above.start
+            notes.repaired["sensor interval that ends before it starts: ends swapped"] += it.end < it.start
+            rows[at] = Interval(min(it.start, it.end), max(it.start, it.end), it.fields)
+        else:
+            notes.noticed["label that starts before the one above it ends"] += it.start < above.end and at > 0
+            notes.repaired["label that ends before it starts: ends with the next"] += it.end < it.start
+            rows[at] = it if it.start <= it.end else it._replace(end=max(it.start, below.start))
+    return rows
