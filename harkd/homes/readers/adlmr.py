@@ -51,7 +51,7 @@ def read(folder: Path, options: ReadOptions) -> tuple[tuple[Home, ...], tuple[Re
     paths = sorted(path for path in folder.glob("P*.txt") if re.fullmatch("P[0-9]+", path.stem))
     if not paths:
         raise UserError(f"{folder} holds no P01.txt, P02.txt and so on")
-    script = "The activities follow a script: they come in about the order in which they are listed, two at a time, one of each person."
+    script = "The activities follow a script: they come in about the order in which they are listed."
     labels = tuple(Label(name, description) for _, name, description in TASKS.values())
     home = Home("adlmr", rooms(_name(sensor, places("kyoto")) for sensor in SENSORS), labels, (*RULES[:-1], script, RULES[-1]))
     return (home,), tuple(recording(path.stem, home, path.stem, ("1", "2"), partial(_events, path)) for path in paths)
