@@ -20,8 +20,8 @@ import hashlib
 import heapq
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import count
@@ -29,7 +29,18 @@ from itertools import count
 from harkd.errors import UserError
 from harkd.homes.events import Event, Home, Recording
 
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+SHARE = (0, 1, "a share from 0 to 1")
+KINDS = {  # by name in a specification: the least and the most, and how it is written
+    "drop": SHARE,
+    "jitter": (0, 86400, "a time from 0s to 1d"),
+    "ghost": SHARE,
+    "stuck": (0, 1, "a share from 0 to 1 or a sensor's name"),
+    "rename": SHARE,
+    "swap-rooms": (1, 1, "no value"),
+    "shift": (-86400 * 3650, 86400 * 3650, "a time from -3650d to 3650d"),
+    "speed": (0.01, 100, "a number from 0.01 to 100"),
+}
 STATES = 2  # latest states of a sensor that its ghosts choose among
 
 
@@ -50,40 +61,30 @@ class Noise:
 def parse_noise(spec: str) -> Noise:
     """Read "drop=0.1,jitter=30s,swap-rooms"; "" is no noise. Raises UserError naming the part that is wrong."""
     values: dict[str, float | str | bool] = {}
-    for part in spec.split(",") if spec else ():
-        name, equals, text = part.strip().partition("=")
-        known = {field.name.replace("_", "-"): field.name for field in fields(Noise)}
-        if name not in known:
-            raise UserError(f"--noise {spec}: there is no noise {part.strip()!r}: choose among {', '.join(known)}")
-        if known[name] in values:
+    for part in map(str.strip, spec.split(",") if spec else ()):
+        name, equals, text = part.partition("=")
+        if name not in KINDS:
+            raise UserError(f"--noise {spec}: there is no noise {part!r}: choose among {', '.join(KINDS)}")
+        if name.replace("-", "_") in values:
             raise UserError(f"--noise {spec}: {name} is given twice")
-        try:
-            values[known[name]] = _value(name, bool(equals), text.strip())
-        except ValueError as error:
-            raise UserError(f"--noise {spec}: {part.strip()!r} is wrong: {error}") from None
+        value = _value(name, text.strip() if equals else None)
+        if value is None:
+            raise UserError(f"--noise {spec}: {part!r} is wrong: {name} takes {KINDS[name][2]}")
+        values[name.replace("-", "_")] = value
     return Noise(**values)
 
 
-def _value(name: str, given: bool, text: str) -> float | str | bool:
-    """The value of one part. Raises ValueError saying what it may be."""
+def _value(name: str, text: str | None) -> float | str | bool | None:
+    """The value of one part, `text` being what follows its "="; None if it cannot be."""
     if name == "swap-rooms":
-        if given:
-            raise ValueError("it takes no value")
-        return True
-    if name in ("jitter", "shift"):
-        match = re.fullmatch(r"(-?)([0-9]+(?:\.[0-9]+)?)([smhd])", text)
-        seconds = float(match[1] + match[2]) * SECONDS[match[3]] if match else float("nan")
-        lowest, highest, limits = (0, SECONDS["d"], "0s to 1d") if name == "jitter" else (-3650 * 86400, 3650 * 86400, "-3650d to 3650d")
-        if not lowest <= seconds <= highest:
-            raise ValueError(f"a number and s, m, h or d, {limits}")
-        return seconds
-    number = float(text) if re.fullmatch(r"[0-9]*\.?[0-9]+", text) else None
-    if name == "stuck" and number is None and text:
+        return True if text is None else None
+    match = re.fullmatch(r"(-?[0-9]*\.?[0-9]+)([smhd]?)", text or "")
+    if name == "stuck" and text and not (match and not match[2]):
         return text
-    lowest, highest = (0.01, 100) if name == "speed" else (0, 1)
-    if number is None or not lowest <= number <= highest:
-        raise ValueError(f"a number from {lowest} to {highest}" + ", or a sensor's name" * (name == "stuck"))
-    return number
+    if match is None or bool(match[2]) != (name in ("jitter", "shift")):
+        return None
+    number, (lowest, highest, _) = float(match[1]) * SECONDS[match[2]], KINDS[name]
+    return number if lowest <= number <= highest else None
 
 
 def apply(recording: Recording, noise: Noise, seed: int = 0) -> Recording:
@@ -111,9 +112,8 @@ def _in_order(recording: Recording, noise: Noise, seed: int) -> Iterator[Event]:
 
 def _noisy(recording: Recording, noise: Noise, seed: int) -> Iterator[tuple[datetime, list[Event]]]:
     """For each event its time, jitter apart, and what becomes of it: perhaps a ghost, then itself unless it is lost."""
-    seen: dict[tuple[str, str], list[str]] = {}  # (room, sensor): its latest states
-    first: dict[tuple[str, str], str] = {}  # (room, sensor): its first state
-    sensors = _Sensors(recording.home, noise, seed)
+    seen: dict[tuple[str, str], list[str]] = {}  # (room, sensor): its latest states, of a stuck one the first
+    fate = _fates(recording.home, noise, seed)
     start = before = None
     for event in recording.events():
         drop, jitter, ghost, ghost_time, ghost_sensor, ghost_state, *_ = _draws(seed, recording, event)
@@ -123,38 +123,29 @@ def _noisy(recording: Recording, noise: Noise, seed: int) -> Iterator[tuple[date
         sensor, made = (event.room, event.sensor), []
         if ghost < noise.ghost and seen:
             other = list(seen)[int(ghost_sensor * len(seen))]
-            state = seen[other][int(ghost_state * len(seen[other]))]
-            room, name = sensors.named(*other)
-            made.append(Event(-1 - event.id, time - ghost_time * since, name, room, state))
-        shown = first.setdefault(sensor, event.state)
-        shown = shown if sensors.stuck(*sensor) else event.state
-        seen[sensor] = [*(state for state in seen.get(sensor, ()) if state != shown), shown][-STATES:]
+            room, name, _ = fate(*other)
+            made.append(Event(-1 - event.id, time - ghost_time * since, name, room, seen[other][int(ghost_state * len(seen[other]))]))
+        room, name, stuck = fate(*sensor)
+        state = seen[sensor][0] if stuck and sensor in seen else event.state
+        seen[sensor] = [*(other for other in seen.get(sensor, ()) if other != state), state][-STATES:]
         if drop >= noise.drop:
-            room, name = sensors.named(*sensor)
             moved = time + timedelta(seconds=(2 * jitter - 1) * noise.jitter)
-            made.append(replace(event, time=moved, room=room, sensor=name, state=shown))
+            made.append(replace(event, time=moved, room=room, sensor=name, state=state))
         yield time, made
 
 
-class _Sensors:
-    """What befalls the sensors of a home: whether one is stuck, and the names of its room and itself."""
+def _fates(home: Home, noise: Noise, seed: int) -> Callable[[str, str], tuple[str, str, bool]]:
+    """Gives for a room and a sensor the names that they bear under the noise, and whether the sensor is stuck."""
+    rooms = sorted((room for room, _ in home.rooms), key=lambda room: _uniform(seed, home.name, "room", room))
+    swapped = dict(zip(rooms, [*rooms[1:], *rooms[:1]])) if noise.swap_rooms else {}
 
-    def __init__(self, home: Home, noise: Noise, seed: int) -> None:
-        rooms = sorted((room for room, _ in home.rooms), key=lambda room: _uniform(seed, home.name, "room", room))
-        swapped = dict(zip(rooms, [*rooms[1:], *rooms[:1]])) if noise.swap_rooms else {}
+    @cache
+    def fate(room: str, sensor: str) -> tuple[str, str, bool]:
+        rename, number, stuck, *_ = _uniform(seed, home.name, "sensor", room, sensor)
+        name = f"device {int(number * 1e6):06}" if rename < noise.rename else sensor
+        return swapped.get(room, room), name, sensor == noise.stuck if isinstance(noise.stuck, str) else stuck < noise.stuck
 
-        @cache
-        def named(room: str, sensor: str) -> tuple[str, str]:
-            chosen, number, *_ = _uniform(seed, home.name, "rename", room, sensor)
-            return swapped.get(room, room), f"device {int(number * 1e6):06}" if chosen < noise.rename else sensor
-
-        @cache
-        def stuck(room: str, sensor: str) -> bool:
-            if isinstance(noise.stuck, str):
-                return sensor == noise.stuck
-            return _uniform(seed, home.name, "stuck", room, sensor)[0] < noise.stuck
-
-        self.named, self.stuck = named, stuck
+    return fate
 
 
 def _draws(seed: int, recording: Recording, event: Event) -> list[float]:
