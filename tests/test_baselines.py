@@ -105,6 +105,8 @@ def test_naive_bayes_equals_scikit_learn():
     peers = pytest.importorskip("sklearn.naive_bayes")
     rng = random.Random(0)
     train, test = random_windows(rng, 30), random_windows(rng, 20)
+    unscored = replace(train[0].events[0], sensor="gate", time=datetime(2020, 1, 1, 3), labels=())
+    train.append(replace(train[0], events=(unscored, unscored)))  # shows values that count for nothing
 
     def features(window, i):
         own, around = window.events[i], (window.events[i - 1] if i else None, window.events[i + 1] if i + 1 < len(window.events) else None)

@@ -10,7 +10,7 @@ from harkd.scoring.calibration import calibration
 from harkd.scoring.intervals import intervals, paired_differences
 from harkd.scoring.metrics import FIGURES, score
 
-LABELS = ("A", "B", "C")
+LABELS = ("A", "B", "C", "D")  # D never occurs
 
 
 def groups(rng: random.Random, n: int, skill: float = 0.6) -> list[tuple[list[str], list[str | None]]]:
