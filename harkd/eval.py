@@ -3,19 +3,23 @@
     python -m harkd.eval --model Qwen/Qwen3-0.6B --adapter runs/adapter --model baseline:sensor --data marble:PATH --out runs/eval
 
 Each `--model` is a row of the comparison, and so is each `--adapter` on its base. A base that an adapter was trained on is evaluated in the
-adapter's mode, with or without reasoning, so that before and after differ in nothing else. Baselines are fitted on the training split,
-whatever split is evaluated. `metrics.json` holds scores alone; what depends on the machine is in `cost.json`.
+adapter's mode, with or without reasoning, so that before and after differ in nothing else. Baselines are fitted on the training split
+without noise, whatever is evaluated. `metrics.json` holds scores alone, with 95% intervals and every row's difference from the first;
+what depends on the machine is in `cost.json`.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from harkd.contestants import Contestant, check_files, contestants
 from harkd.doors import Parser, RunFolder, add_model_arguments, add_sampling_arguments, enter, peak_memory, reset_peak_memory, sampling_of
@@ -25,8 +29,10 @@ from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, 
 from harkd.homes.events import Window
 from harkd.jsonl import JsonLinesWriter, read_json_lines
 from harkd.recognition import CUT_OFF, first_windows, read_answer, request
-from harkd.scoring.baselines import baseline
-from harkd.scoring.metrics import Scores, score
+from harkd.scoring.baselines import BASELINES, baseline
+from harkd.scoring.baselines import answers as baseline_answers
+from harkd.scoring.intervals import intervals, paired_differences
+from harkd.scoring.metrics import FIGURES, Scores, score
 from harkd.scoring.table import comparison
 
 if TYPE_CHECKING:
@@ -89,12 +95,16 @@ def evaluate(
         reset_peak_memory()
         cost = _predict(contestant, settings, dataset, folder.path / contestant.file, total, device, batch, cache_tokens)
         costs[contestant.name] = replace(cost, peak_memory_bytes=peak_memory())
-    rows, metrics = [], []
+    rows, metrics, first = [], [], None
+    lost = list(_lost(dataset, settings))
     for contestant in settings.contestants:
         cost = costs[contestant.name]
-        scores, counts = _score(folder.path / contestant.file, dataset)
-        metrics.append({"name": contestant.name, **counts, **scores.to_dict()})
-        figures = {name: getattr(scores, name) for name in ("weighted_f1", "macro_f1", "accuracy", "missing")}
+        scores, counts, confusions = _score(folder.path / contestant.file, dataset, lost)
+        spread = {"intervals": intervals(confusions), "against_first": None if first is None else paired_differences(confusions, first)}
+        first = confusions if first is None else first
+        metrics.append({"name": contestant.name, **counts, **scores.to_dict(), **spread})
+        figures = {name: getattr(scores, name) for name in (*FIGURES, "missing")}
+        figures["weighted_f1_interval"] = spread["intervals"] and spread["intervals"]["weighted_f1"]
         seconds = cost.seconds / cost.windows if cost.windows else None
         figures |= {"malformed": counts["malformed"], "parameters": cost.parameters, "seconds_per_window": seconds}
         rows.append({"name": contestant.name, **figures})
@@ -122,9 +132,10 @@ def _predict(
     cost = _Cost()
     with JsonLinesWriter(path) as writer:
         done = {record["window"] for _, record in read_json_lines(path)}
-        work = (window for window in first_windows(dataset, settings.split, settings.limit) if window.id not in done)
+        windows = first_windows(dataset, settings.split, settings.limit)
+        work = (window for window in windows if window.id not in done)
         if contestant.baseline:
-            answers = _baseline_answers(contestant, dataset, work)
+            answers = (pair for pair in _baseline_answers(contestant, dataset, windows) if pair[0].id not in done)
         else:
             answers = _model_answers(contestant, settings, dataset, work, cost, device, batch, cache_tokens)
         start = time.perf_counter()
@@ -139,11 +150,12 @@ def _predict(
     return cost
 
 
-def _baseline_answers(contestant: Contestant, dataset: Dataset, work: Iterator[Window]) -> Iterator[tuple[Window, dict[str, Any]]]:
-    """Fit on the training split, whatever split is evaluated."""
-    fitted = baseline(contestant.baseline).fit(dataset.windows("train"), _labels(dataset))
-    for window in work:
-        yield window, {"answer": fitted.predict(window), "causes": {}}
+def _baseline_answers(contestant: Contestant, dataset: Dataset, windows: Iterator[Window]) -> Iterator[tuple[Window, dict[str, Any]]]:
+    """Fit on the training split without noise, whatever is evaluated."""
+    clean = replace(dataset, options=replace(dataset.options, noise=""))
+    fitted = baseline(contestant.baseline).fit(clean.windows("train"), _labels(dataset))
+    for window, labels in baseline_answers(fitted, windows):
+        yield window, {"answer": labels, "causes": {}}
 
 
 def _model_answers(
@@ -195,25 +207,39 @@ def _labels(dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(name for home in dataset.homes for name in home.label_names))
 
 
-def _score(path: Path, dataset: Dataset) -> tuple[Scores, dict[str, Any]]:
-    """Scores of a predictions file; the share of windows whose output was not well formed, and all causes."""
-    truth: list[Sequence[str]] = []
-    predictions: list[str | None] = []
+def _lost(dataset: Dataset, settings: EvalSettings) -> Iterator[tuple[str, Sequence[str]]]:
+    """Group and true labels of the events that noise took from the evaluated stretch of each recording."""
+    ends: dict[tuple[str, str], int] = {}
+    for window in first_windows(dataset, settings.split, settings.limit) if settings.options.noise else ():
+        ends[window.home, window.recording] = max(event.id for event in window.events)
+    for recording, event in dataset.lost(settings.split) if settings.options.noise else ():
+        if settings.limit is None or event.id < ends.get((recording.home.name, recording.id), 0):
+            yield recording.group, event.labels
+
+
+def _score(path: Path, dataset: Dataset, lost: Sequence[tuple[str, Sequence[str]]]) -> tuple[Scores, dict[str, Any], np.ndarray]:
+    """Scores of a predictions file, what is lost counting as missing; the share of windows whose output was not well formed, all causes,
+    and groups; the confusion of each group, [G, L, L + 1]."""
+    by_group: dict[str, list[tuple[Sequence[str], str | None]]] = defaultdict(list)
     causes: Counter[str] = Counter()
     windows = malformed = 0
-    for _, record in sorted(read_json_lines(path), key=lambda line: line[1]["window"]):
+    for _, record in read_json_lines(path):
         windows += 1
-        truth += record["truth"]
-        predictions += record["answer"]
+        by_group[record["group"]] += zip(record["truth"], record["answer"], strict=True)
         causes.update(record["causes"])
         malformed += any(record["causes"].get(cause) for cause in (*NOT_WELL_FORMED, CUT_OFF))
+    for group, truth in lost:
+        by_group[group].append((truth, None))
+        causes["dropped"] += 1
     counts = {"windows": windows, "malformed": malformed / windows, "malformed_windows": malformed, "causes": dict(sorted(causes.items()))}
-    return score(truth, predictions, _labels(dataset)), counts
+    labels, pairs = _labels(dataset), [by_group[group] for group in sorted(by_group)]
+    confusions = np.array([score(*zip(*group), labels).confusion for group in pairs])
+    return score(*zip(*chain(*pairs)), labels), {**counts, "groups": len(pairs)}, confusions
 
 
 def _parser() -> Parser:
     parser = Parser("harkd.eval", "Models and baselines label test windows and are scored.")
-    models = "a folder, a hub id, or baseline:majority, baseline:sensor; may be given several times"
+    models = f"a folder, a hub id, or {', '.join(f'baseline:{name}' for name in BASELINES)}; may be given several times"
     parser.add_argument("--model", action="append", help=models)
     parser.add_argument("--adapter", action="append", default=[], help="a LoRA adapter of one of the models; may be given several times")
     parser.add_argument("--data", help="READER:PATH, for instance marble:PATH")

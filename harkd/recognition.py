@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from harkd.errors import UserError
 from harkd.homes.answer import ANSWER_FORM, Answer, parse_answer
@@ -23,12 +24,22 @@ def request(home: Home, window: Window, *, thinking: bool, sampling: Sampling, r
     return Request(window.id, rest, prefix, sample, sampling)
 
 
-def read_answer(text: str, finish_reason: str, window: Window | int, labels: Sequence[str]) -> Answer:
-    """The labels in a completion; one that was cut off by length answers nothing, whatever stands in it."""
+def read_answer(text: str, finish_reason: str, window: Window | int, labels: Sequence[str], *, normalise: bool = False) -> Answer:
+    """The labels in a completion; one that was cut off by length answers nothing, whatever stands in it. `normalise`: see parse_answer."""
     if finish_reason == CUT_OFF:
         events = window if isinstance(window, int) else len(window.events)
         return Answer((None,) * events, {CUT_OFF: events})
-    return parse_answer(text, window, labels)
+    return parse_answer(text, window, labels, normalise=normalise)
+
+
+def reread(record: Mapping[str, Any], labels: Sequence[str]) -> Sequence[str | None]:
+    """The answer of a stored prediction with labels normalised, which may be no more than a misspelt one away from the strict answer.
+
+    A baseline writes no text: its answer stands.
+    """
+    if "text" not in record:
+        return record["answer"]
+    return read_answer(record["text"], record["finish_reason"], len(record["truth"]), labels, normalise=True).labels
 
 
 def mode(adapter: str | None, thinking: bool | None) -> bool:

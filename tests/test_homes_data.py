@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from harkd.errors import UserError
 from harkd.homes.dataset import ReadOptions, read
 from harkd.homes.events import Event, Home, Recording
-from harkd.homes.splits import assign_splits, join_groups
+from harkd.homes.splits import assign_splits, folds, join_groups
 from harkd.homes.windows import windows
 from tests.helpers import ROOT
 from tests.marble_files import recording
@@ -127,6 +127,28 @@ def test_splits_do_not_depend_on_pythons_hash():
     ]
     outputs = {run.stdout for run in runs}
     assert len(outputs) == 1
+
+
+@given(st.integers(2, 30), st.integers(2, 30), st.integers(0, 5))
+def test_folds_are_of_equal_size_and_depend_on_the_seed_alone(n, k, seed):
+    names = [f"g{i}" for i in range(n)]
+    if k > n:
+        with pytest.raises(UserError, match=f"{n} groups cannot be divided into {k} folds"):
+            folds(names, k, seed)
+        return
+    made = folds(names, k, seed)
+    sizes = [list(made.values()).count(fold) for fold in range(k)]
+    assert set(made) == set(names) and sum(sizes) == n and max(sizes) - min(sizes) <= 1
+    assert folds(reversed(names * 2), k, seed) == made
+
+
+def test_folds_are_drawn_as_splits_are():
+    made, sides = folds([f"g{n}" for n in range(20)], 5, 3), assign_splits((f"g{n}" for n in range(20)), 3)
+    assert sorted(made[group] for group, side in sides.items() if side == "test") == [0, 1, 2, 3]  # the first four drawn
+    assert made != folds(made, 5, 4)
+    for k in (-1, 0, 1):
+        with pytest.raises(UserError):
+            folds(made, k)
 
 
 # data sets

@@ -16,7 +16,7 @@ from harkd.homes.events import Event, Home, Label, Window
 from harkd.homes.prompt import prompt
 from harkd.qwen3.template import chat, split_completion
 from harkd.qwen3.tokenizer import Tokenizer, read_tokenizer
-from harkd.recognition import first_windows, read_answer, request
+from harkd.recognition import first_windows, read_answer, request, reread
 from harkd.sampling.request import Sampling
 from tests.tiny import tiny_tokenizer
 
@@ -133,3 +133,12 @@ def test_split_completion_loses_no_words_of_the_answer(text):
     reasoning, answer = split_completion(text)
     assert text.endswith(answer) and reasoning in text
     assert "<think>" not in answer and "</think>" not in answer
+
+
+def test_a_stored_prediction_is_read_again_with_labels_normalised():
+    labels, text = ["COOKING", "Watching TV"], 'I think\n[{"event_id": "1", "activity": "cooking"}, {"event_id": 2, "activity": "WATCHING_TV"}, {"event_id": 3, "activity": "x"}]'
+    record = {"truth": [[], [], []], "answer": list(read_answer(text, "stop", 3, labels).labels), "text": text, "finish_reason": "stop"}
+    assert record["answer"] == [None, None, None]
+    assert reread(record, labels) == ("COOKING", "Watching TV", None)
+    assert reread({**record, "finish_reason": "length"}, labels) == (None,) * 3
+    assert reread({"truth": [[]], "answer": ["cooking"]}, labels) == ["cooking"]

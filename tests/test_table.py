@@ -24,6 +24,12 @@ def test_comparison_with_the_first_model():
     ]
 
 
+def test_a_figure_is_followed_by_its_interval():
+    models = [{"name": "a", "weighted_f1": 0.5, "weighted_f1_interval": [0.4, 0.625]}, {"name": "b", "weighted_f1": 0.5, "weighted_f1_interval": None}]
+    rows = comparison(models).splitlines()
+    assert "a      0.500 [0.400, 0.625] " in rows[1] and "[" not in rows[2]
+
+
 def test_no_ratio_to_zero_or_to_nothing():
     for first, gap in ((0.0, "+0.500"), (None, "-")):
         rows = comparison([{"name": "a", "weighted_f1": first}, {"name": "b", "weighted_f1": 0.5}]).splitlines()

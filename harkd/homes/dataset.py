@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harkd.errors import UserError
-from harkd.homes.events import Home, Notes, Recording, Window
+from harkd.homes.events import Event, Home, Notes, Recording, Window
+from harkd.homes.noise import apply, lost, parse_noise
 from harkd.homes.options import ReadOptions, add_data_arguments, read_options
 from harkd.homes import simulated
 from harkd.homes.readers import READERS
@@ -72,7 +73,16 @@ class Dataset:
         return (recording for recording in self.index if split in ("all", self._splits[recording.group]))
 
     def windows(self, split: str = "all") -> Iterator[Window]:
-        return (window for recording in self.recordings(split) for window in windows(recording, self.options.window))
+        """The windows of a split, of the recordings with the noise that the options ask for."""
+        return (window for recording in self.recordings(split) for window in self._windows(recording))
+
+    def lost(self, split: str = "all") -> Iterator[tuple[Recording, Event]]:
+        """The events of a split that the noise drops, in no window therefore."""
+        noise = parse_noise(self.options.noise)
+        return ((recording, event) for recording in self.recordings(split) for event in lost(recording, noise, self.options.noise_seed))
+
+    def _windows(self, recording: Recording) -> Iterator[Window]:
+        return windows(apply(recording, parse_noise(self.options.noise), self.options.noise_seed), self.options.window)
 
     def survey(self) -> Report:
         """Read everything once and count it."""
@@ -81,7 +91,7 @@ class Dataset:
         events = scored = 0
         for recording in self.index:
             notes.add(recording.notes())
-            for window in windows(recording, self.options.window):
+            for window in self._windows(recording):
                 sizes[self.split_of(window.group)] += 1
                 events += len(window.events)
                 scored += sum(bool(event.labels) for event in window.events)
@@ -117,4 +127,7 @@ def read(data: str, options: ReadOptions = ReadOptions(), **overrides: Any) -> D
     if not folder.is_dir():
         raise UserError(f"{data!r}: there is no folder {path}")
     homes, recordings = READERS[reader](folder, options)
+    stuck = parse_noise(options.noise).stuck
+    if isinstance(stuck, str) and not any(stuck in sensor for home in homes for _, sensors in home.rooms for sensor in sensors):
+        raise UserError(f"--noise stuck={stuck}: no home of {data} has a sensor of that name")
     return Dataset(data, homes, recordings, options)

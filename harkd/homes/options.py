@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from harkd.errors import UserError
+from harkd.homes.noise import parse_noise
 
 
 @dataclass(frozen=True)
@@ -17,18 +18,21 @@ class ReadOptions:
     smartphone: bool = False  # MARBLE's phone events too
     window: int = 10  # events per window
     split_seed: int = 0
+    noise: str = ""  # faults put into every recording, as harkd.homes.noise describes them
+    noise_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.transition not in ("label", "ignore"):
             raise UserError(f"--transition is label or ignore, not {self.transition!r}")
         if not -24 < self.utc_offset < 24:
             raise UserError(f"--utc-offset is a number of hours between -24 and 24, not {self.utc_offset}")
+        parse_noise(self.noise)
         if self.window < 1:
             raise UserError(f"a window holds at least one event, not {self.window}")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """--transition, --utc-offset, --smartphone and --split-seed."""
+    """--transition, --utc-offset, --smartphone, --split-seed, --noise and --noise-seed."""
     default = ReadOptions()
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -37,7 +41,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--utc-offset", type=float, default=default.utc_offset, metavar="HOURS", help="local clock ahead of UTC")
     group.add_argument("--smartphone", action="store_true", help="read MARBLE's phone events too")
     group.add_argument("--split-seed", type=int, default=default.split_seed, help="which groups train, validate and test")
+    kinds = "drop=0.1,jitter=30s,ghost=0.05,stuck=SENSOR or 0.05,rename=0.1,swap-rooms,shift=2h,speed=0.5"
+    group.add_argument("--noise", default=default.noise, metavar="SPEC", help=f"faults of sensors and clocks, among {kinds}")
+    group.add_argument("--noise-seed", type=int, default=default.noise_seed, help="which events and sensors the faults befall")
 
 
 def read_options(args: argparse.Namespace) -> ReadOptions:
-    return ReadOptions(transition=args.transition, utc_offset=args.utc_offset, smartphone=args.smartphone, split_seed=args.split_seed)
+    """The options that the flags of `add_data_arguments` ask for."""
+    names = (field.name for field in fields(ReadOptions) if field.name != "window")
+    return ReadOptions(**{name: getattr(args, name) for name in names})

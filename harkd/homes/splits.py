@@ -7,6 +7,7 @@ Recordings that share a key (a person on a day, say) form a group, transitively;
     train       the rest
 
 and which groups those are is drawn by the SHA-256 of seed and name: the same on every machine and in any order of reading.
+So are k folds: each is the test side once, the others train, and the predictions of all, pooled, cover every group out of fold.
 """
 
 from __future__ import annotations
@@ -39,12 +40,24 @@ def join_groups(keys: Mapping[str, Iterable[Hashable]]) -> dict[str, str]:
 
 def assign_splits(groups: Iterable[str], seed: int = 0) -> dict[str, str]:
     """Map each group to "train", "validation" or "test"."""
-    drawn = sorted(set(groups), key=lambda group: (hashlib.sha256(f"{seed}:{group}".encode()).digest(), group))
+    drawn = _drawn(groups, seed)
     n = len(drawn)
     test = max(n >= 2, (2 * n + 5) // 10)  # whole numbers: 0.1 * n is not exact in floating point
     validation = max(n >= 3, (n + 5) // 10)
     sides = ["test"] * test + ["validation"] * validation + ["train"] * (n - test - validation)
     return dict(zip(drawn, sides, strict=True))
+
+
+def folds(groups: Iterable[str], k: int, seed: int = 0) -> dict[str, int]:
+    """Map each group to its fold, 0 to k - 1, of sizes that differ by one at most. Raises UserError unless 2 <= k <= number of groups."""
+    drawn = _drawn(groups, seed)
+    if not 2 <= k <= len(drawn):
+        raise UserError(f"{len(drawn)} groups cannot be divided into {k} folds: choose 2 folds or more, and no more than there are groups")
+    return {group: place % k for place, group in enumerate(drawn)}
+
+
+def _drawn(groups: Iterable[str], seed: int) -> list[str]:
+    return sorted(set(groups), key=lambda group: (hashlib.sha256(f"{seed}:{group}".encode()).digest(), group))
 
 
 def check_split(split: str) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 Truth = Sequence[str] | str | None
+FIGURES = ("weighted_f1", "macro_f1", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ def score(truth: Sequence[Truth], predictions: Sequence[str | None], labels: Seq
     pairs = [(tuple(label for label in labels if label in event), prediction) for event, prediction in zip(true, predictions)]
 
     confusion = _confusion([(event[0], prediction) for event, prediction in pairs if len(event) == 1], labels)
-    hits, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion[:, :-1].sum(axis=0)  # [labels]
+    hits, support, predicted, f1 = counts_and_f1(confusion)
     precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(support + predicted, 1)
     scored, correct = int(support.sum()), int(hits.sum())
+    overall = dict(zip(FIGURES, summary(confusion).tolist() if scored else (None,) * len(FIGURES)))
     per_label = zip(precision.tolist(), recall.tolist(), f1.tolist(), support.tolist())
     return Scores(
         labels=labels,
@@ -94,14 +95,27 @@ def score(truth: Sequence[Truth], predictions: Sequence[str | None], labels: Seq
         scored=scored,
         correct=correct,
         missing=int(confusion[:, -1].sum()),
-        accuracy=correct / scored if scored else None,
         accuracy_of_all=correct / len(pairs) if pairs else None,
-        weighted_f1=float(support @ f1 / scored) if scored else None,
-        macro_f1=float(f1[support > 0].mean()) if scored else None,
+        **overall,
         per_label={label: LabelScores(*figures) for label, figures in zip(labels, per_label)},
         confusion=tuple(map(tuple, confusion.tolist())),
         several=_several([(event, prediction) for event, prediction in pairs if len(event) > 1], labels),
     )
+
+
+def counts_and_f1(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Hits, support, number of predictions and F1 of each label, all [..., L], from confusions [..., L, L + 1]."""
+    hits, support = confusion.diagonal(axis1=-2, axis2=-1), confusion.sum(axis=-1)
+    predicted = confusion[..., :-1].sum(axis=-2)
+    return hits, support, predicted, 2 * hits / np.maximum(support + predicted, 1)
+
+
+def summary(confusion: np.ndarray) -> np.ndarray:
+    """The FIGURES [..., 3] of confusions [..., L, L + 1] with at least one event each."""
+    hits, support, _, f1 = counts_and_f1(confusion)
+    events = support.sum(axis=-1)
+    weighted, macro = (support * f1).sum(axis=-1) / events, f1.sum(axis=-1) / (support > 0).sum(axis=-1)
+    return np.stack([weighted, macro, hits.sum(axis=-1) / events], axis=-1)
 
 
 def _as_tuple(event: Truth) -> tuple[str, ...]:

@@ -30,7 +30,8 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 def comparison(models: Sequence[Mapping[str, Any]]) -> str:
     """A row for each model, with the keys of COLUMNS, and its weighted F1 against the first's: gap (own - first) and ratio (own / first).
 
-    What is absent or None, or a ratio to zero, is shown as "-".
+    A figure's 95% interval follows it where the row has one, as `<key>_interval`: [low, high]. What is absent or None, or a ratio to zero,
+    is shown as "-".
     """
     rows = [[*COLUMNS.values(), "gap", "ratio"]]
     for model in models:
@@ -38,7 +39,8 @@ def comparison(models: Sequence[Mapping[str, Any]]) -> str:
         known = own is not None and first is not None
         gap = f"{own - first:+.3f}" if known else "-"
         ratio = f"{own / first:.3f}" if known and first else "-"
-        rows.append([_cell(key, model.get(key)) for key in COLUMNS] + [gap, ratio])
+        cells = (_cell(key, model.get(key)) + _interval(model.get(f"{key}_interval")) for key in COLUMNS)
+        rows.append([*cells, gap, ratio])
     return align(rows)
 
 
@@ -57,6 +59,10 @@ def _cell(key: str, value: Any) -> str:
     if key == "seconds_per_window":
         return f"{value:.3g}"
     return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _interval(limits: Sequence[float] | None) -> str:
+    return f" [{limits[0]:.3f}, {limits[1]:.3f}]" if limits else ""
 
 
 def _shorten(label: str) -> str:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from harkd.homes.events import Home, Recording
 from harkd.homes.options import ReadOptions
-from harkd.homes.readers import marble
+from harkd.homes.readers import adlmr, aras, casas, csv_home, marble, mural, ordonez
 
 Reader = Callable[[Path, ReadOptions], tuple[tuple[Home, ...], tuple[Recording, ...]]]
-READERS: dict[str, Reader] = {"marble": marble.read}
+READERS: dict[str, Reader] = {
+    "marble": marble.read,
+    "mural": mural.read,
+    "casas": casas.read,
+    "adlmr": adlmr.read,
+    "aras": aras.read,
+    "ordonez": ordonez.read,
+    "csv": csv_home.read,
+}

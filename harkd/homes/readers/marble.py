@@ -31,6 +31,7 @@ from harkd.errors import UserError
 from harkd.homes.events import Event, Home, Notes, Recording
 from harkd.homes.options import ReadOptions
 from harkd.homes.readers import marble_home
+from harkd.homes.readers.common import recording
 from harkd.homes.readers.table import local_time, milliseconds, read_rows
 from harkd.homes.splits import join_groups
 
@@ -61,7 +62,7 @@ def read(folder: Path, options: ReadOptions) -> tuple[tuple[Home, ...], tuple[Re
         people[instance.id] = tuple(sorted({*instance.subjects, *(row.subject for row in rows)} - {""}))
         keys[instance.id] = list(product(people[instance.id], {local_time(row.time, options.utc_offset).date() for row in rows}))
     groups = join_groups(keys)
-    recordings = (Recording(it.id, home, groups[it.id], people[it.id], it.events, it.notes) for it in instances)
+    recordings = (recording(it.id, home, groups[it.id], people[it.id], it.events) for it in instances)
     return (home,), tuple(recordings)
 
 
@@ -88,16 +89,7 @@ class Instance:
         """The subjects' folders by the number that environmental.csv uses."""
         return {path.name.removeprefix("subject-"): path for path in sorted(self.folder.glob("subject-*"))}
 
-    def events(self) -> Iterator[Event]:
-        return self._events(Notes())
-
-    def notes(self) -> Notes:
-        notes = Notes()
-        for _ in self._events(notes):
-            continue
-        return notes
-
-    def _events(self, notes: Notes) -> Iterator[Event]:
+    def events(self, notes: Notes) -> Iterator[Event]:
         """Label every row by its own subject's intervals; `notes` counts what was odd."""
         intervals = {subject: read_intervals(path / "labels.csv", notes) for subject, path in self.subjects.items()}
         rows = self.rows(notes)

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from harkd.errors import UserError
+from harkd.homes.readers.common import text_lines
 
 EPOCH = datetime(1970, 1, 1)
 
@@ -17,27 +18,22 @@ def read_rows(path: Path, columns: Sequence[str], may_be_empty: bool = False) ->
 
     `may_be_empty`: a file of blank lines alone, which has no header either, has no rows. Otherwise it lacks its columns.
     """
+    reader = csv.reader((text for _, _, text in text_lines(path)), strict=True)  # strict: an unclosed quote is a fault, not a long cell
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)  # strict: an unclosed quote is a fault, not a very long cell
-            header = [name.strip() for name in next(reader, [])]
-            if may_be_empty and not header and not any(reader):
-                return
-            absent = [name for name in columns if name not in header]
-            if absent:
-                raise UserError(f"{path} has no column {absent[0]!r}: its first line names {', '.join(header) or 'nothing'}")
-            places = [header.index(name) for name in columns]
-            for row in reader:
-                if row and len(row) != len(header):
-                    raise UserError(f"{path}, line {reader.line_num}: {len(row)} cells where the first line names {len(header)}")
-                if row:
-                    yield reader.line_num, [row[place].strip() for place in places]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        header = [name.strip() for name in next(reader, [])]
+        if may_be_empty and not header and not any(reader):
+            return
+        absent = [name for name in columns if name not in header]
+        if absent:
+            raise UserError(f"{path} has no column {absent[0]!r}: its first line names {', '.join(header) or 'nothing'}")
+        places = [header.index(name) for name in columns]
+        for row in reader:
+            if row and len(row) != len(header):
+                raise UserError(f"{path}, line {reader.line_num}: {len(row)} cells where the first line names {len(header)}")
+            if row:
+                yield reader.line_num, [row[place].strip() for place in places]
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def milliseconds(text: str, path: Path, line: int) -> int:
