@@ -27,6 +27,7 @@ from harkd.kernels.tiles import gpu_family, tile_for
 
 CLASSES = (16, 64, 0)  # most rows of each class, 0: any number
 JOINED = 16  # splits that are joined at a time
+EXACT = tl.constexpr("ieee")  # float32 inputs are not rounded to tf32
 
 
 @triton.jit
@@ -102,14 +103,14 @@ def _attend(
         at = ((slot * (HEADS // GROUP) + kv_head) * D)[:, None] + dims[None, :]
         k = tl.load(keys_ptr + at, mask=(i < stop)[:, None], other=0.0)
         v = tl.load(values_ptr + at, mask=(i < stop)[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [M, N]
+        scores = tl.dot(q, tl.trans(k), input_precision=EXACT) * scale  # [M, N]
         scores = tl.where((i < stop)[None, :] & (i[None, :] <= (before + token)[:, None]), scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         seen = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row may see nothing of this split: it is not read then, but no NaN
         weights = tl.exp2(scores - seen[:, None])
         shrink = tl.exp2(top - seen)
         total = total * shrink + tl.sum(weights, 1)
-        out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=EXACT)
         top = new_top
     total = tl.where(total > 0, total, 1.0)
     out = out / total[:, None]

@@ -27,6 +27,7 @@ from harkd.kernels.attention import Sequences
 from harkd.kernels.tiles import Tile, gpu_family, tile_for
 
 RANGE = 1024
+EXACT = tl.constexpr("ieee")  # float32 inputs are not rounded to tf32
 
 
 @triton.jit
@@ -42,11 +43,6 @@ def _store(ptr, tile, row, end, head, HEADS: tl.constexpr, D: tl.constexpr, ROWS
     rows = tl.arange(0, ROWS)
     at = (row.to(tl.int64) * HEADS + head) * D + rows[:, None] * (HEADS * D) + tl.arange(0, D)[None, :]
     tl.store(ptr + at, tile.to(ptr.dtype.element_ty), mask=(row + rows < end)[:, None])
-
-
-@triton.jit
-def _dot(x, y):
-    return tl.dot(x, y, input_precision="ieee")  # float32 inputs are not rounded to tf32
 
 
 @triton.jit
@@ -80,14 +76,14 @@ def _forward(
         key, stop, seen = _keys(b, row, end, begin, prefix, length, N)
         k = _load(k_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
         v = _load(v_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
-        scores = _dot(q, tl.trans(k))  # [M, N]
+        scores = tl.dot(q, tl.trans(k), input_precision=EXACT)  # [M, N]
         if key + N > seen:  # row i of the tile sees i keys more than the first, within its sequence
             scores = tl.where((key + tl.arange(0, N))[None, :] < tl.minimum(seen + tl.arange(0, M), stop)[:, None], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1) * scale)  # finite: every row sees the first key of the first tile
         weights = tl.exp2(scores * scale - new_top[:, None])
         shrink = tl.exp2(top - new_top)
         total = total * shrink + tl.sum(weights, 1)
-        out = out * shrink[:, None] + _dot(weights.to(v.dtype), v)
+        out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=EXACT)
         top = new_top
     _store(out_ptr, out / total[:, None], row, end, head, HEADS, D, M)
     tl.store(lse_ptr + head * tokens + rows, top + tl.log2(total), mask=rows < end)
@@ -120,11 +116,11 @@ def _backward_rows(
         key, stop, seen = _keys(b, row, end, begin, prefix, length, N)
         k = _load(k_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
         v = _load(v_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
-        weights = tl.exp2(_dot(q, tl.trans(k)) * scale - lse[:, None])  # [M, N]
+        weights = tl.exp2(tl.dot(q, tl.trans(k), input_precision=EXACT) * scale - lse[:, None])  # [M, N]
         if key + N > seen:  # row i of the tile sees i keys more than the first, within its sequence
             weights = tl.where((key + tl.arange(0, N))[None, :] < tl.minimum(seen + tl.arange(0, M), stop)[:, None], weights, 0.0)
-        dscores = weights * (_dot(dout, tl.trans(v)) - delta[:, None])
-        dq += _dot(dscores.to(k.dtype), k)
+        dscores = weights * (tl.dot(dout, tl.trans(v), input_precision=EXACT) - delta[:, None])
+        dq += tl.dot(dscores.to(k.dtype), k, input_precision=EXACT)
     _store(dq_ptr, dq * norm, row, end, head, HEADS, D, M)
 
 
@@ -153,11 +149,11 @@ def _backward_keys(
         dout = _load(dout_ptr, row, end, head, HEADS, D, M)
         lse = tl.load(lse_ptr + head * tokens + rows, mask=rows < end, other=float("inf"))
         delta = tl.load(delta_ptr + head * tokens + rows, mask=rows < end, other=0.0)
-        weights = tl.exp2(_dot(k, tl.trans(q)) * scale - lse[None, :])  # [N, M]
+        weights = tl.exp2(tl.dot(k, tl.trans(q), input_precision=EXACT) * scale - lse[None, :])  # [N, M]
         weights = tl.where(first_row[:, None] <= rows[None, :], weights, 0.0)
-        dv += _dot(weights.to(dout.dtype), dout)
-        dscores = weights * (_dot(v, tl.trans(dout)) - delta[None, :])
-        dk += _dot(dscores.to(q.dtype), q)
+        dv += tl.dot(weights.to(dout.dtype), dout, input_precision=EXACT)
+        dscores = weights * (tl.dot(v, tl.trans(dout), input_precision=EXACT) - delta[None, :])
+        dk += tl.dot(dscores.to(q.dtype), q, input_precision=EXACT)
     if part < 0:
         _store(dk_ptr, dk * norm, key, stop, kv_head, HEADS // GROUP, D, N)
         _store(dv_ptr, dv, key, stop, kv_head, HEADS // GROUP, D, N)
