@@ -94,7 +94,7 @@ def _attend(
         stop = tl.minimum(stop, first + SPLIT)
     dims = tl.arange(0, D)
     q = tl.load(q_ptr + ((begin + token).to(tl.int64) * q_token + head * q_head)[:, None] + dims[None, :])
-    top, total, out = tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32), tl.zeros([M, D], tl.float32)
+    top, total, out = tl.full([M], float("-inf"), tl.float32), tl.full([M], 0.0, tl.float32), tl.full([M, D], 0.0, tl.float32)
     for key in range(first, stop, N):
         i = key + tl.arange(0, N)
         slot = _slots(
@@ -134,7 +134,7 @@ def _join(
         return
     last = before + row // GROUP
     dims = tl.arange(0, D)
-    top, total, out = tl.full([1], float("-inf"), tl.float32), tl.zeros([1], tl.float32), tl.zeros([D], tl.float32)
+    top, total, out = tl.full([1], float("-inf"), tl.float32), tl.full([1], 0.0, tl.float32), tl.full([D], 0.0, tl.float32)
     for first in range(0, last // SPLIT + 1, JOINED):
         splits = first + tl.arange(0, JOINED)
         there = splits * SPLIT <= last

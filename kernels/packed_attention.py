@@ -53,12 +53,11 @@ def _rows(items_ptr):
 
 
 @triton.jit
-def _keys(b, row, end, begin, prefix, length, N: tl.constexpr):
+def _keys(b, shared_blocks, row, end, begin, prefix, length, N: tl.constexpr):
     """Tile b of keys, the prefix's before its own: (first key, one behind the last to read, one behind the last that the first row sees)."""
-    behind = b - tl.cdiv(length, N)
-    shared = behind < 0
+    shared = b < shared_blocks
     stop = tl.where(shared, prefix + length, end)
-    return tl.where(shared, prefix + b * N, begin + behind * N), stop, tl.where(shared, stop, row + 1)
+    return tl.where(shared, prefix + b * N, begin + (b - shared_blocks) * N), stop, tl.where(shared, stop, row + 1)
 
 
 @triton.jit
@@ -71,9 +70,10 @@ def _forward(
     row, end, begin, prefix, length = _rows(items_ptr)
     rows = row + tl.arange(0, M)
     q = _load(q_ptr, row, end, head, HEADS, D, M)
-    top, total, out = tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32), tl.zeros([M, D], tl.float32)
-    for b in range(tl.cdiv(length, N) + tl.cdiv(tl.minimum(row + M, end) - begin, N)):
-        key, stop, seen = _keys(b, row, end, begin, prefix, length, N)
+    top, total, out = tl.full([M], float("-inf"), tl.float32), tl.full([M], 0.0, tl.float32), tl.full([M, D], 0.0, tl.float32)
+    shared_blocks = tl.cdiv(length, N)
+    for b in range(shared_blocks + tl.cdiv(tl.minimum(row + M, end) - begin, N)):
+        key, stop, seen = _keys(b, shared_blocks, row, end, begin, prefix, length, N)
         k = _load(k_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
         v = _load(v_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
         scores = tl.dot(q, tl.trans(k), input_precision=EXACT)  # [M, N]
@@ -111,9 +111,10 @@ def _backward_rows(
     dout = _load(dout_ptr, row, end, head, HEADS, D, M)
     lse = tl.load(lse_ptr + head * tokens + rows, mask=rows < end, other=float("inf"))
     delta = tl.load(delta_ptr + head * tokens + rows, mask=rows < end, other=0.0)
-    dq = tl.zeros([M, D], tl.float32)
-    for b in range(tl.cdiv(length, N) + tl.cdiv(tl.minimum(row + M, end) - begin, N)):
-        key, stop, seen = _keys(b, row, end, begin, prefix, length, N)
+    dq = tl.full([M, D], 0.0, tl.float32)
+    shared_blocks = tl.cdiv(length, N)
+    for b in range(shared_blocks + tl.cdiv(tl.minimum(row + M, end) - begin, N)):
+        key, stop, seen = _keys(b, shared_blocks, row, end, begin, prefix, length, N)
         k = _load(k_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
         v = _load(v_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
         weights = tl.exp2(tl.dot(q, tl.trans(k), input_precision=EXACT) * scale - lse[:, None])  # [M, N]
@@ -138,7 +139,7 @@ def _backward_keys(
     keys = key + tl.arange(0, N)
     k = _load(k_ptr, key, stop, kv_head, HEADS // GROUP, D, N)
     v = _load(v_ptr, key, stop, kv_head, HEADS // GROUP, D, N)
-    dk, dv = tl.zeros([N, D], tl.float32), tl.zeros([N, D], tl.float32)
+    dk, dv = tl.full([N, D], 0.0, tl.float32), tl.full([N, D], 0.0, tl.float32)
     first_row = tl.where(causal > 0, keys, begin)
     blocks = tl.cdiv(end - begin, M)
     for i in range(GROUP * blocks):
