@@ -15,7 +15,7 @@ from tests.test_attention import CACHED, cached_plan, draw
 from tests.test_attention import Case as Batch
 
 # decoding, a stretch and a chunk side by side; keys of several splits, a prefix that ends inside a tile, an empty sequence
-MIXED = Batch([(1, 75, 0), (1, 0, -1), (0, 0, -1), (11, 30, 1), (40, 9, 0), (1, 40, 1)], [(37, -1), (20, -1)])
+MIXED = Batch([(1, 75, 0), (0, 0, -1), (11, 30, 1), (33, 9, 0)], [(37, -1), (20, -1)])
 
 
 @pytest.fixture
@@ -47,10 +47,9 @@ def check(batch, heads, kv_heads, dim, dtype, page):
     [
         (MIXED, 2, 1, torch.float32, 4),
         (MIXED, 3, 1, torch.float16, 32),
-        (CACHED["prefix in the pack, pasts in the cache"], 4, 2, torch.float32, 2),
         (CACHED["decode"], 20, 1, torch.float32, 4),  # more heads in a group than the smallest class has rows
     ],
-    ids=["mixed", "mixed in half precision", "prefix in the pack", "one key head"],
+    ids=["mixed", "mixed in half precision", "one key head"],
 )
 def test_many_splits(batch, heads, kv_heads, dtype, page, small):
     check(batch, heads, kv_heads, 16, dtype, page)
@@ -60,8 +59,8 @@ def test_many_splits(batch, heads, kv_heads, dtype, page, small):
     "batch, heads, kv_heads, dim",
     [
         (Batch([(1, 300, 0)], [(90, -1)]), 16, 8, 128),
-        (Batch([(1, 20, -1), (1, 3, -1)], []), 64, 8, 128),
-        (Batch([(1, 30, -1), (3, 3, 0)], [(9, -1)]), 32, 8, 64),
+        (Batch([(1, 20, -1)], []), 64, 8, 128),
+        (Batch([(2, 30, 0)], [(9, -1)]), 32, 8, 64),
         (Batch([(40, 70, 0)], [(33, -1)]), 2, 1, 128),
         (Batch([(9, 600, 0)], [(33, -1)]), 4, 1, 64),
     ],
@@ -72,10 +71,10 @@ def test_shipped_tiles(batch, heads, kv_heads, dim):
 
 def test_every_case_of_the_reference():
     for batch in CACHED.values():
-        check(batch, 2, 1, 16, torch.float32, 4)
+        check(batch, 2, 1, 16, torch.float32, 2)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_batches(seed, small):
     rng = random.Random(seed)
     prefixes = [(rng.randint(0, 40), -1) for _ in range(rng.randint(1, 3))]
@@ -83,7 +82,7 @@ def test_random_batches(seed, small):
     check(Batch([*sequences, (1, 2, 0)], prefixes), 2, 1, 16, torch.float32, rng.choice([1, 2, 16]))
 
 
-@pytest.mark.parametrize("alone", [0, 3, 4])
+@pytest.mark.parametrize("alone", [0, 2, 3])
 def test_a_result_does_not_depend_on_its_batch(alone, small):
     """To the bit: alone, among others, on other pages, with larger bounds."""
     q, k, v = draw(MIXED, 2, 1, 16, dtype=torch.float16)
@@ -101,13 +100,16 @@ def test_a_result_does_not_depend_on_its_batch(alone, small):
     last = len(layer.keys) - 1
     moved_plan = replace(own, block_table=last - own.block_table, prefix_table=last - own.prefix_table)
     assert torch.equal(cached_attention(q[rows], moved_plan, moved), by_itself)
-    assert not torch.equal(cached_attention(q[rows], replace(own, block_table=own.block_table.roll(1, 1)), layer), by_itself)
+    wrong = own.block_table.clone()
+    wrong[0, 0] = sequences.block_table[3 if alone == 2 else 2, 0]  # a page of another sequence
+    assert not torch.equal(cached_attention(q[rows], replace(own, block_table=wrong), layer), by_itself)
 
 
 def test_nothing_is_asked_of_the_host():
     """The plan's tensors are never read by Python, so decoding can be captured as a graph."""
-    q, k, v = draw(MIXED, 2, 1, 16, dtype=torch.float32)
-    sequences, layer = exact_plan(MIXED, k, v, 4)
+    batch = CACHED["decode behind a shared prefix"]
+    q, k, v = draw(batch, 2, 1, 16, dtype=torch.float32)
+    sequences, layer = exact_plan(batch, k, v, 4)
     attention(q, k[: len(q)], v[: len(q)], sequences, layer, "triton")
     assert not {"spans", "tables", "prefixes", "work"} & set(vars(sequences))
 
