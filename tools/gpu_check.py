@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -158,8 +159,8 @@ def machine() -> dict:
     left, right = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     product = device_time(lambda: left @ right)[0]
     names = {"gpu": torch.cuda.get_device_name(), "driver": driver, "torch": torch.__version__}
-    for package in ("triton", "liger_kernel", "peft"):
-        names[package] = getattr(importlib.import_module(package), "__version__", "installed") if find_spec(package) else None
+    installed = {str(found.metadata["Name"]).lower(): found.version for found in distributions()}
+    names |= {package: installed.get(package) for package in ("triton", "liger-kernel", "peft")}
     return names | {"bytes_per_second": 2 * 2**30 / copy * 1e3, "operations_per_second": 2 * 8192**3 / product * 1e3}
 
 
@@ -169,8 +170,8 @@ def exactness(check: Check, dtype: torch.dtype) -> float:
     def results(backend: str, wide: torch.dtype) -> list[torch.Tensor]:
         inputs = [x.to(dtype).to(wide).requires_grad_(i < check.trained) for i, x in enumerate(check.inputs)]
         outputs = listed(check.function(backend, *inputs))
-        random = torch.Generator().manual_seed(0)
-        upstream = [torch.randn(x.shape, generator=random).to(dtype).to(x) for x in outputs]
+        random = torch.Generator(inputs[0].device).manual_seed(0)
+        upstream = [torch.randn(x.shape, generator=random, device=x.device).to(dtype).to(x) for x in outputs]
         gradients = torch.autograd.grad(outputs, inputs[: check.trained], upstream) if check.trained else []
         return [x.detach().double() for x in (*outputs, *gradients)]
 
