@@ -27,6 +27,7 @@ from harkd.kernels.tiles import gpu_family, tile_for
 
 CLASSES = (16, 64, 0)  # most rows of each class, 0: any number
 JOINED = 16  # splits that are joined at a time
+EXACT = tl.constexpr("ieee")  # float32 inputs are not rounded to tf32
 
 
 @triton.jit
@@ -93,7 +94,7 @@ def _attend(
         stop = tl.minimum(stop, first + SPLIT)
     dims = tl.arange(0, D)
     q = tl.load(q_ptr + ((begin + token).to(tl.int64) * q_token + head * q_head)[:, None] + dims[None, :])
-    top, total, out = tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32), tl.zeros([M, D], tl.float32)
+    top, total, out = tl.full([M], float("-inf"), tl.float32), tl.full([M], 0.0, tl.float32), tl.full([M, D], 0.0, tl.float32)
     for key in range(first, stop, N):
         i = key + tl.arange(0, N)
         slot = _slots(
@@ -102,14 +103,14 @@ def _attend(
         at = ((slot * (HEADS // GROUP) + kv_head) * D)[:, None] + dims[None, :]
         k = tl.load(keys_ptr + at, mask=(i < stop)[:, None], other=0.0)
         v = tl.load(values_ptr + at, mask=(i < stop)[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [M, N]
+        scores = tl.dot(q, tl.trans(k), input_precision=EXACT) * scale  # [M, N]
         scores = tl.where((i < stop)[None, :] & (i[None, :] <= (before + token)[:, None]), scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         seen = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row may see nothing of this split: it is not read then, but no NaN
         weights = tl.exp2(scores - seen[:, None])
         shrink = tl.exp2(top - seen)
         total = total * shrink + tl.sum(weights, 1)
-        out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=EXACT)
         top = new_top
     total = tl.where(total > 0, total, 1.0)
     out = out / total[:, None]
@@ -133,7 +134,7 @@ def _join(
         return
     last = before + row // GROUP
     dims = tl.arange(0, D)
-    top, total, out = tl.full([1], float("-inf"), tl.float32), tl.zeros([1], tl.float32), tl.zeros([D], tl.float32)
+    top, total, out = tl.full([1], float("-inf"), tl.float32), tl.full([1], 0.0, tl.float32), tl.full([D], 0.0, tl.float32)
     for first in range(0, last // SPLIT + 1, JOINED):
         splits = first + tl.arange(0, JOINED)
         there = splits * SPLIT <= last

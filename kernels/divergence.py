@@ -91,18 +91,7 @@ def divergence_to_top_k(
         raise ValueError(f"{len(hidden)} rows, top ids {tuple(top_ids.shape)}, top logprobs {tuple(top_logprobs.shape)}")
 
     def compare(rows: slice, logits: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
-        ids, log_p = top_ids[rows], top_logprobs[rows].to(logits.dtype)
-        least = log(torch.finfo(logits.dtype).eps)
-        missing = (-log_p.logsumexp(-1, keepdim=True).exp()).log1p().nan_to_num(least, neginf=least).clamp_min(least)
-        log_p = torch.cat([log_p, missing], -1).log_softmax(-1)  # [n, K + 1]
-        top, others = logits.gather(-1, ids), logits.scatter(-1, ids, -torch.inf)
-        bucket = others.logsumexp(-1, keepdim=True)
-        bucket = torch.maximum(bucket, top.logsumexp(-1, keepdim=True).detach() + least)
-        log_q = torch.cat([top, bucket], -1).log_softmax(-1)  # [n, K + 1]
-        values, slope = _compare(kind, beta, log_q, log_p, with_slope)
-        if slope is not None:
-            slope = (others - bucket).exp_().mul_(slope[:, -1:]).scatter_(-1, ids, slope[:, :-1])
-        return values, slope
+        return _compare_top_k(kind, beta, top_ids[rows], top_logprobs[rows].to(logits.dtype), logits, with_slope)
 
     return _by_chunks(hidden, head, compare, temperature, chunk)
 
@@ -130,6 +119,22 @@ def _compare(kind: str, beta: float, log_q: Tensor, log_p: Tensor, with_slope: b
     own = (q * excess).sum(-1)  # KL(Q || P) or KL(Q || M)
     values = own if kind == "reverse_kl" else beta * (log_p.exp() * (log_p - middle)).sum(-1) + share * own
     return values, (excess - own[:, None]).mul_(q).mul_(share) if with_slope else None
+
+
+def _compare_top_k(
+    kind: str, beta: float, ids: Tensor, log_p: Tensor, logits: Tensor, with_slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As `_compare`, between the student's logits [n, V] and the log-probabilities [n, K] of a few ids."""
+    least = log(torch.finfo(logits.dtype).eps)
+    missing = (-log_p.logsumexp(-1, keepdim=True).exp()).log1p().nan_to_num(least, neginf=least).clamp_min(least)
+    log_p = torch.cat([log_p, missing], -1).log_softmax(-1)  # [n, K + 1]
+    top, others = logits.gather(-1, ids), logits.scatter(-1, ids, -torch.inf)
+    bucket = torch.maximum(others.logsumexp(-1, keepdim=True), top.detach().logsumexp(-1, keepdim=True) + least)
+    log_q = torch.cat([top, bucket], -1).log_softmax(-1)  # [n, K + 1]
+    values, slope = _compare(kind, beta, log_q, log_p, with_slope)
+    if slope is not None:
+        slope = (others - bucket).exp_().mul_(slope[:, -1:]).scatter_(-1, ids, slope[:, :-1])
+    return values, slope
 
 
 def _by_chunks(hidden: Tensor, head: Tensor, compare: Compare, temperature: float, chunk: int) -> Tensor:

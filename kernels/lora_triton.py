@@ -80,13 +80,13 @@ def _backward(
     RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of ds = s dy B [spans, T, r] and dB = s dy^T low [row blocks, out, r], in float32, from one reading of dy [T, out]."""
-    block, start = tl.program_id(0), tl.program_id(1) * span
+    block = tl.program_id(0)
     row, k = block * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, RANK)
     exists = (row < rows)[:, None] & (k < rank)[None, :]
     left = tl.load(low + row.to(tl.int64)[:, None] * low_stride + k[None, :], exists, other=0.0)  # [BLOCK_M, RANK]
     total = tl.zeros((BLOCK_M, RANK), tl.float32)
-    for offset in range(start, tl.minimum(start + span, columns), BLOCK_N):
-        column = offset + tl.arange(0, BLOCK_N)
+    for start in range(0, span, BLOCK_N):
+        column = tl.program_id(1) * span + start + tl.arange(0, BLOCK_N)
         inside = (row < rows)[:, None] & (column < columns)[None, :]
         grad = tl.load(dy + row.to(tl.int64)[:, None] * columns + column[None, :], inside, other=0.0)
         here = (column < columns)[:, None] & (k < rank)[None, :]

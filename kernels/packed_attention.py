@@ -27,6 +27,7 @@ from harkd.kernels.attention import Sequences
 from harkd.kernels.tiles import Tile, gpu_family, tile_for
 
 RANGE = 1024
+EXACT = tl.constexpr("ieee")  # float32 inputs are not rounded to tf32
 
 
 @triton.jit
@@ -45,11 +46,6 @@ def _store(ptr, tile, row, end, head, HEADS: tl.constexpr, D: tl.constexpr, ROWS
 
 
 @triton.jit
-def _dot(x, y):
-    return tl.dot(x, y, input_precision="ieee")  # float32 inputs are not rounded to tf32
-
-
-@triton.jit
 def _rows(items_ptr):
     """One tile of rows: (first row, one behind its sequence, first of its sequence, first of its prefix, length of its prefix)."""
     item = items_ptr + 5 * tl.program_id(1)
@@ -57,12 +53,11 @@ def _rows(items_ptr):
 
 
 @triton.jit
-def _keys(b, row, end, begin, prefix, length, N: tl.constexpr):
+def _keys(b, shared_blocks, row, end, begin, prefix, length, N: tl.constexpr):
     """Tile b of keys, the prefix's before its own: (first key, one behind the last to read, one behind the last that the first row sees)."""
-    behind = b - tl.cdiv(length, N)
-    shared = behind < 0
+    shared = b < shared_blocks
     stop = tl.where(shared, prefix + length, end)
-    return tl.where(shared, prefix + b * N, begin + behind * N), stop, tl.where(shared, stop, row + 1)
+    return tl.where(shared, prefix + b * N, begin + (b - shared_blocks) * N), stop, tl.where(shared, stop, row + 1)
 
 
 @triton.jit
@@ -75,19 +70,20 @@ def _forward(
     row, end, begin, prefix, length = _rows(items_ptr)
     rows = row + tl.arange(0, M)
     q = _load(q_ptr, row, end, head, HEADS, D, M)
-    top, total, out = tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32), tl.zeros([M, D], tl.float32)
-    for b in range(tl.cdiv(length, N) + tl.cdiv(tl.minimum(row + M, end) - begin, N)):
-        key, stop, seen = _keys(b, row, end, begin, prefix, length, N)
+    top, total, out = tl.full([M], float("-inf"), tl.float32), tl.full([M], 0.0, tl.float32), tl.full([M, D], 0.0, tl.float32)
+    shared_blocks = tl.cdiv(length, N)
+    for b in range(shared_blocks + tl.cdiv(tl.minimum(row + M, end) - begin, N)):
+        key, stop, seen = _keys(b, shared_blocks, row, end, begin, prefix, length, N)
         k = _load(k_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
         v = _load(v_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
-        scores = _dot(q, tl.trans(k))  # [M, N]
+        scores = tl.dot(q, tl.trans(k), input_precision=EXACT)  # [M, N]
         if key + N > seen:  # row i of the tile sees i keys more than the first, within its sequence
             scores = tl.where((key + tl.arange(0, N))[None, :] < tl.minimum(seen + tl.arange(0, M), stop)[:, None], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1) * scale)  # finite: every row sees the first key of the first tile
         weights = tl.exp2(scores * scale - new_top[:, None])
         shrink = tl.exp2(top - new_top)
         total = total * shrink + tl.sum(weights, 1)
-        out = out * shrink[:, None] + _dot(weights.to(v.dtype), v)
+        out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=EXACT)
         top = new_top
     _store(out_ptr, out / total[:, None], row, end, head, HEADS, D, M)
     tl.store(lse_ptr + head * tokens + rows, top + tl.log2(total), mask=rows < end)
@@ -115,16 +111,17 @@ def _backward_rows(
     dout = _load(dout_ptr, row, end, head, HEADS, D, M)
     lse = tl.load(lse_ptr + head * tokens + rows, mask=rows < end, other=float("inf"))
     delta = tl.load(delta_ptr + head * tokens + rows, mask=rows < end, other=0.0)
-    dq = tl.zeros([M, D], tl.float32)
-    for b in range(tl.cdiv(length, N) + tl.cdiv(tl.minimum(row + M, end) - begin, N)):
-        key, stop, seen = _keys(b, row, end, begin, prefix, length, N)
+    dq = tl.full([M, D], 0.0, tl.float32)
+    shared_blocks = tl.cdiv(length, N)
+    for b in range(shared_blocks + tl.cdiv(tl.minimum(row + M, end) - begin, N)):
+        key, stop, seen = _keys(b, shared_blocks, row, end, begin, prefix, length, N)
         k = _load(k_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
         v = _load(v_ptr, key, stop, head // GROUP, HEADS // GROUP, D, N)
-        weights = tl.exp2(_dot(q, tl.trans(k)) * scale - lse[:, None])  # [M, N]
+        weights = tl.exp2(tl.dot(q, tl.trans(k), input_precision=EXACT) * scale - lse[:, None])  # [M, N]
         if key + N > seen:  # row i of the tile sees i keys more than the first, within its sequence
             weights = tl.where((key + tl.arange(0, N))[None, :] < tl.minimum(seen + tl.arange(0, M), stop)[:, None], weights, 0.0)
-        dscores = weights * (_dot(dout, tl.trans(v)) - delta[:, None])
-        dq += _dot(dscores.to(k.dtype), k)
+        dscores = weights * (tl.dot(dout, tl.trans(v), input_precision=EXACT) - delta[:, None])
+        dq += tl.dot(dscores.to(k.dtype), k, input_precision=EXACT)
     _store(dq_ptr, dq * norm, row, end, head, HEADS, D, M)
 
 
@@ -142,7 +139,7 @@ def _backward_keys(
     keys = key + tl.arange(0, N)
     k = _load(k_ptr, key, stop, kv_head, HEADS // GROUP, D, N)
     v = _load(v_ptr, key, stop, kv_head, HEADS // GROUP, D, N)
-    dk, dv = tl.zeros([N, D], tl.float32), tl.zeros([N, D], tl.float32)
+    dk, dv = tl.full([N, D], 0.0, tl.float32), tl.full([N, D], 0.0, tl.float32)
     first_row = tl.where(causal > 0, keys, begin)
     blocks = tl.cdiv(end - begin, M)
     for i in range(GROUP * blocks):
@@ -153,11 +150,11 @@ def _backward_keys(
         dout = _load(dout_ptr, row, end, head, HEADS, D, M)
         lse = tl.load(lse_ptr + head * tokens + rows, mask=rows < end, other=float("inf"))
         delta = tl.load(delta_ptr + head * tokens + rows, mask=rows < end, other=0.0)
-        weights = tl.exp2(_dot(k, tl.trans(q)) * scale - lse[None, :])  # [N, M]
+        weights = tl.exp2(tl.dot(k, tl.trans(q), input_precision=EXACT) * scale - lse[None, :])  # [N, M]
         weights = tl.where(first_row[:, None] <= rows[None, :], weights, 0.0)
-        dv += _dot(weights.to(dout.dtype), dout)
-        dscores = weights * (_dot(v, tl.trans(dout)) - delta[None, :])
-        dk += _dot(dscores.to(q.dtype), q)
+        dv += tl.dot(weights.to(dout.dtype), dout, input_precision=EXACT)
+        dscores = weights * (tl.dot(v, tl.trans(dout), input_precision=EXACT) - delta[None, :])
+        dk += tl.dot(dscores.to(q.dtype), q, input_precision=EXACT)
     if part < 0:
         _store(dk_ptr, dk * norm, key, stop, kv_head, HEADS // GROUP, D, N)
         _store(dv_ptr, dv, key, stop, kv_head, HEADS // GROUP, D, N)

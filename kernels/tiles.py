@@ -38,8 +38,11 @@ TILES: dict[tuple[str, int, str], Tile] = {
     ("packed_backward_keys", 128, "gfx942"): Tile(m=32, n=64, stages=1),
     # size: most rows of a class, 0 any; m rows and n keys; k: keys of a split, 0 all
     ("cached", 16, ANY): Tile(m=16, n=64, k=256),
-    ("cached", 64, ANY): Tile(m=64, n=64, k=512),
-    ("cached", 0, ANY): Tile(m=64, n=64),
+    ("cached", 16, "sm90"): Tile(m=16, n=64, k=256, stages=3),
+    ("cached", 64, ANY): Tile(m=64, n=32, k=512),
+    ("cached", 64, "sm90"): Tile(m=64, n=64, k=512),
+    ("cached", 0, ANY): Tile(m=64, n=32),
+    ("cached", 0, "sm90"): Tile(m=64, n=64),
     # size: the rank, padded; m rows and n columns of y or dy, k of the base product's depth
     ("lora_expand", 0, ANY): Tile(m=64, n=128),
     ("lora_expand", 256, ANY): Tile(m=64, n=64),
