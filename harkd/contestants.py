@@ -91,10 +91,9 @@ def check_files(contestant: Contestant) -> None:
     from harkd.qwen3.hub import ADAPTER_FILES, resolve
     from harkd.qwen3.lora import read_adapter_config
     from harkd.qwen3.tokenizer import load_tokenizer
-    from harkd.qwen3.weights import read_header, stored_tensors
+    from harkd.tensors import read_header
 
     read_config(resolve(contestant.model))
-    stored_tensors(resolve(contestant.model))
     load_tokenizer(contestant.model)
     if contestant.adapter is not None:
         adapter = resolve(contestant.adapter, ADAPTER_FILES)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from harkd.doors import Parser, RunFolder, add_model_arguments, enter, file_digest
+from harkd.doors import Parser, RunFolder, add_model_arguments, digests, enter, file_digest, read_json
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.answer import ANSWER_FORM
@@ -77,7 +77,7 @@ def train(settings: TrainSettings, *, device: str | None = None, export: str | N
     loop = LoopSettings(lr=settings.lr, epochs=settings.epochs, batch_tokens=settings.batch_tokens, seed=settings.seed, save_every=20)
     traces = Path(settings.traces or "")
     inputs = [traces / TRACES if traces.is_dir() else traces] if settings.traces is not None else []
-    folder = RunFolder(settings.out, "train", asdict(settings), overwrite, FILES, inputs)
+    folder = RunFolder(settings.out, "train", asdict(settings), overwrite, FILES, digests([settings.model], files=inputs))
     result = folder.result
     if result is None:
         if export is not None:

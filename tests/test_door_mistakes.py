@@ -15,6 +15,7 @@ from harkd.generate import main as generate
 from harkd.train import main as train
 from tests.door_cases import data, model, outcome, run, short_prompts  # noqa: F401
 from tests.helpers import ROOT
+from tests.marble_files import environment
 
 DOORS = {"generate": generate, "train": train, "eval": evaluate}
 
@@ -278,3 +279,14 @@ def test_files_of_prompts_and_completions(doors, tmp_path):
     (tmp_path / "c.jsonl").write_text("{\n")
     refused("generate", [*argv, "--import-completions", tmp_path / "c.jsonl"], "c.jsonl, line 1")
     refused("generate", [*argv, "--export-prompts", tmp_path / "c.jsonl/prompts"], "cannot be written")
+    refused("generate", [*argv, "--export-prompts", tmp_path / "p", "--import-completions", tmp_path / "c.jsonl"], "give one of them")
+
+
+@pytest.mark.parametrize("door", ["generate", "eval"])
+def test_a_window_that_does_not_fit_is_told_before_the_folder_is_claimed(doors, door, data, tmp_path):
+    refused(door, [*doors[door], "--cache-tokens", 500], "more than the cache holds: raise --cache-tokens (now 512)")
+    refused(door, [*doors[door], "--max-new-tokens", 4000], "the model has 4096 positions: lower --max-new-tokens")
+    shutil.copytree(data.removeprefix("marble:"), tmp_path / "data")
+    environment(tmp_path / "data/A1a/instance3", *(("R7" + "x" * 5000, "ON", 86_400 * 2 + n, "1") for n in range(3)))  # one among good ones
+    refused(door, [*doors[door], "--split", "all", "--data", f"marble:{tmp_path / 'data'}"], "A1a/instance3/0000", "4096 positions")
+    run(DOORS[door], *doors[door])
