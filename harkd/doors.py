@@ -36,6 +36,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:
+        """As argparse does, and see that every whole number is one that 32 bits hold."""
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if isinstance(value, int) and abs(value) >= 1 << 31:
+                self.error(f"--{name.replace('_', '-')} must lie between {1 - (1 << 31)} and {(1 << 31) - 1}, not {value}")
+        return parsed
+
     def add_switch(self, name: str, default: bool | None, text: str) -> None:
         """--name and --no-name."""
         self.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)

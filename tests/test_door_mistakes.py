@@ -55,6 +55,8 @@ every_door = pytest.mark.parametrize("door", DOORS)
         (["--see", "1"], ["unrecognized arguments: --see"]),  # no abbreviations
         (["--limit", "many"], ["--limit", "'many'"]),
         (["--limit", "0"], ["--limit must be at least 1"]),
+        (["--limit", str(10**22)], ["--limit must lie between", str(10**22)]),
+        (["--seed", str(10**26)], ["--seed must lie between", "2147483647"]),
         (["--dtype", "int4"], ["--dtype", "'int4'"]),
         (["--device", "abacus"], ["device 'abacus' cannot be used here"]),
         (["--device", "meta"], ["device 'meta' cannot be used here"]),
@@ -77,6 +79,7 @@ def test_flags_of_every_door(doors, door, flags, words):
         (["--max-new-tokens", "0"], ["max-new-tokens"]),
         (["--batch", "0"], ["--batch must be at least 1"]),
         (["--cache-tokens", "0"], ["--cache-tokens must be at least 1"]),
+        (["--cache-tokens", str(10**12)], ["--cache-tokens must lie between"]),
         (["--adapter", "/nowhere/adapter"], ["/nowhere/adapter"]),
     ],
 )
@@ -95,6 +98,7 @@ def test_sampling_flags(doors, door, flags, words):
         (["--epochs", "0"], ["epochs", "0"]),
         (["--lr", "0"], ["lr", "0.0"]),
         (["--lr", "nan"], ["lr", "nan"]),
+        (["--lr", "1e300"], ["lr must be at most 1, not 1e+300"]),
         (["--batch-tokens", "0"], ["batch_tokens"]),
         (["--validation", "1"], ["--validation", "1.0"]),
         (["--keep", "some"], ["--keep", "'some'"]),

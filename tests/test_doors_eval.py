@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -157,8 +158,6 @@ def noted(source, folder, **notes):
 
 
 def test_a_base_row_for_every_mode_that_an_adapter_uses(model, adapter, tmp_path):
-    from pathlib import Path
-
     def rows(*arguments):
         return [(row.name, row.thinking) for row in contestants(*arguments)]
 
@@ -174,6 +173,10 @@ def test_a_base_row_for_every_mode_that_an_adapter_uses(model, adapter, tmp_path
     assert rows(["baseline:sensor", model, "org/other"], [adapter], None) == [
         ("baseline:sensor", False), ("tiny without reasoning", False), ("tiny + truth", False), ("other with reasoning", True),
     ]  # fmt: skip
+    peft = Path(shutil.copytree(adapter, tmp_path / "peft"))
+    (peft / "harkd.json").unlink()
+    spelled = f"{Path(model).parent}/../{Path(model).parent.name}/tiny"
+    assert rows([spelled, "org/other"], [adapter, str(peft)], False)[1:3] == [("tiny + truth", False), ("tiny + peft", False)]
     long = [f"{letter * 150}/{'n' * 150}" for letter in "xy"]
     found = contestants([model, "x/a-b", "y/a b", "z/a b", "u/Cd", "v/cD", *long], [], None)
     files = [row.file for row in found]
@@ -194,8 +197,6 @@ def test_a_base_row_for_every_mode_that_an_adapter_uses(model, adapter, tmp_path
     ],
 )
 def test_what_may_not_be_compared_is_refused(argv, adapter, tmp_path, notes, flags, message):
-    from pathlib import Path
-
     code, _, _, err = outcome(main, *argv, "--adapter", noted(Path(adapter), tmp_path / "adapter", **notes), *flags)
     assert code == 2 and message in err and err.count("\n") == 1
 
