@@ -50,11 +50,10 @@ def contestants(models: Sequence[str], adapters: Sequence[str], thinking: bool |
     from harkd.qwen3.hub import ADAPTER_FILES, resolve
     from harkd.qwen3.lora import read_notes
 
-    bases = list(dict.fromkeys(model for model in models if not model.startswith(BASELINE)))
-    notes = {adapter: read_notes(resolve(adapter, ADAPTER_FILES)) for adapter in adapters}
-    for adapter in adapters:
-        if len(bases) != 1 and notes[adapter].get("base") not in bases:
-            base = notes[adapter].get("base", "an unknown base")
+    places = {_place(model) for model in models if not model.startswith(BASELINE)}
+    bases = {adapter: read_notes(resolve(adapter, ADAPTER_FILES)).get("base", "an unknown base") for adapter in adapters}
+    for adapter, base in bases.items():
+        if len(places) != 1 and _place(base) not in places:
             raise UserError(f"the adapter {adapter} was trained on {base}, which is not among --model")
     rows = []
     for model in models:
@@ -62,11 +61,17 @@ def contestants(models: Sequence[str], adapters: Sequence[str], thinking: bool |
             baseline(model.removeprefix(BASELINE))
             rows.append(Contestant(model, model))
             continue
-        modes = {adapter: mode(adapter, thinking) for adapter in adapters if len(bases) == 1 or notes[adapter]["base"] == model}
+        modes = {adapter: mode(adapter, thinking) for adapter in adapters if len(places) == 1 or _place(bases[adapter]) == _place(model)}
         rows += [Contestant("", model, None, with_reasoning) for with_reasoning in dict.fromkeys(modes.values()) or [mode(None, thinking)]]
         rows += [Contestant("", model, adapter, with_reasoning) for adapter, with_reasoning in modes.items()]
     rows = [row if row.baseline else replace(row, sampling=recommended(row.thinking)) for row in dict.fromkeys(rows)]
     return _named(rows)
+
+
+def _place(ref: str) -> str:
+    """A model's folder, however it is spelled; a hub id as it is."""
+    folder = Path(ref).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else ref
 
 
 def _named(rows: Sequence[Contestant]) -> list[Contestant]:
@@ -91,10 +96,9 @@ def check_files(contestant: Contestant) -> None:
     from harkd.qwen3.hub import ADAPTER_FILES, resolve
     from harkd.qwen3.lora import read_adapter_config
     from harkd.qwen3.tokenizer import load_tokenizer
-    from harkd.qwen3.weights import read_header, stored_tensors
+    from harkd.tensors import read_header
 
     read_config(resolve(contestant.model))
-    stored_tensors(resolve(contestant.model))
     load_tokenizer(contestant.model)
     if contestant.adapter is not None:
         adapter = resolve(contestant.adapter, ADAPTER_FILES)

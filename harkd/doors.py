@@ -14,7 +14,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.prompt import TEMPLATE_VERSION
+from harkd.recognition import Machine
 from harkd.sampling.request import Sampling, recommended
 
 
@@ -34,6 +35,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:
+        """As argparse does, and see that every whole number is one that 32 bits hold."""
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if isinstance(value, int) and abs(value) >= 1 << 31:
+                self.error(f"--{name.replace('_', '-')} must lie between {1 - (1 << 31)} and {(1 << 31) - 1}, not {value}")
+        return parsed
 
     def add_switch(self, name: str, default: bool | None, text: str) -> None:
         """--name and --no-name."""
@@ -99,6 +108,10 @@ def sampling_of(args: argparse.Namespace, thinking: bool) -> Sampling:
     return sampling
 
 
+def machine_of(args: argparse.Namespace) -> Machine:
+    return Machine(args.device, args.batch, args.cache_tokens)
+
+
 class RunFolder:
     """The folder of one run of a door. `result` holds the stored result where the run is done already.
 
@@ -106,30 +119,29 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | Path, door: str, settings: dict[str, Any], overwrite: bool, files: Sequence[str], inputs: Sequence[Path] = ()
+        self, path: str | Path, door: str, settings: dict[str, Any], overwrite: bool, files: Sequence[str], inputs: Mapping[str, str | None]
     ) -> None:
         """Look at the folder.
 
         `settings`: what must be the same when a run is continued, but for `out`, the folder itself; `files`: patterns of what the door
-        writes there, which --overwrite removes, and nothing else; `inputs`: files whose content is part of the settings.
+        writes there, which --overwrite removes, and nothing else; `inputs`: the digests of what it reads, part of the settings.
         """
         self.path, self.overwrite, self.files = Path(path), overwrite, ("result.json", "cost.json", *files)
         asked = {name: value for name, value in settings.items() if name != "out"}  # a folder may be moved, or named with a slash
-        digests = {str(file): file_digest(file) for file in inputs}
-        self.settings = json.loads(json.dumps({"door": door, "template": TEMPLATE_VERSION, **asked, "inputs": digests}))
+        self.settings = json.loads(json.dumps({"door": door, "template": TEMPLATE_VERSION, **asked, "inputs": inputs}))
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, and --out names a folder")
         if (self.path / "settings.json").exists():
             self._compare()
         elif self.path.exists() and any(not file.name.startswith(".") for file in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and no run of harkd's: name another folder with --out")
-        self.result = _read_json(self.path / "result.json") if (self.path / "result.json").exists() and not overwrite else None
+        self.result = read_json(self.path / "result.json") if (self.path / "result.json").exists() and not overwrite else None
         self.started = time.perf_counter()
         if self.result is not None:
             print(f"{self.path} is done; --overwrite runs it again", file=sys.stderr)
 
     def _compare(self) -> None:
-        stored, now = (dict(_flat(settings)) for settings in (_read_json(self.path / "settings.json"), self.settings))
+        stored, now = (dict(_flat(settings)) for settings in (read_json(self.path / "settings.json"), self.settings))
         if stored.get("door") != now["door"]:
             raise UserError(f"{self.path} holds a run of another door ({stored.get('door')}): name another folder with --out")
         differing = [name for name in {**now, **stored} if now.get(name) != stored.get(name)]
@@ -170,6 +182,27 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(inner, f"{name}.{key}" if name else str(key))
 
 
+def digests(models: Iterable[str], adapters: Iterable[str | None] = (), files: Iterable[Path] = ()) -> dict[str, str | None]:
+    """Digests, by place on this machine, of all that a run reads and that may be replaced under its name."""
+    from harkd.qwen3.hub import ADAPTER_FILES, resolve
+
+    adapted = [resolve(adapter, ADAPTER_FILES) / "adapter_model.safetensors" for adapter in adapters if adapter is not None]
+    bases = {str(folder): _model_digest(folder) for folder in dict.fromkeys(map(resolve, models))}
+    return bases | {str(file): file_digest(file) for file in (*adapted, *files)}
+
+
+def _model_digest(folder: Path) -> str:
+    """16 hex digits of a model's config, tokenizer and tensors, 4 KiB of each: reading 61 GiB anew at each start would take minutes."""
+    from harkd.qwen3.weights import stored_tensors
+
+    digest = hashlib.sha256(json.dumps([file_digest(folder / name) for name in ("config.json", "tokenizer.json")]).encode())
+    for name, tensor in sorted(stored_tensors(folder).items()):
+        with open(tensor.path, "rb") as file:
+            file.seek(tensor.begin)
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode() + file.read(min(tensor.size, 4096)))
+    return digest.hexdigest()[:16]
+
+
 def file_digest(path: Path) -> str | None:
     """16 hex digits of a file's content, None where there is no such file."""
     if not path.is_file():
@@ -181,7 +214,8 @@ def file_digest(path: Path) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file. Raises UserError where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -200,9 +234,15 @@ def reset_peak_memory() -> None:
 
 def peak_memory() -> dict[str, int]:
     """Peak resident bytes of this process, and of its GPU where it used one, since the start or reset_peak_memory."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    peak = {"cpu": _peak_resident()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         peak["cuda"] = torch.cuda.max_memory_allocated()
     return peak
+
+
+def _peak_resident() -> int:
+    with suppress(OSError, IndexError):  # first: what getrusage says is inherited from the parent, and never reset
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

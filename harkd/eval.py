@@ -13,8 +13,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +22,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harkd.contestants import Contestant, check_files, contestants
-from harkd.doors import Parser, RunFolder, add_model_arguments, add_sampling_arguments, enter, peak_memory, reset_peak_memory, sampling_of
+from harkd.doors import (
+    Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of, peak_memory, reset_peak_memory,
+    sampling_of,
+)  # fmt: skip
 from harkd.files import write_json
-from harkd.homes.answer import NOT_WELL_FORMED
+from harkd.homes.answer import Answer
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.events import Window
 from harkd.jsonl import JsonLinesWriter, read_json_lines
-from harkd.recognition import CUT_OFF, first_windows, read_answer, request
+from harkd.recognition import Machine, check_fit, completions, first_windows, load_generator, read_answer, request
+from harkd.sampling.request import Request
 from harkd.scoring.baselines import BASELINES, baseline
 from harkd.scoring.baselines import answers as baseline_answers
 from harkd.scoring.intervals import intervals, paired_differences
@@ -36,7 +40,9 @@ from harkd.scoring.metrics import FIGURES, Scores, score
 from harkd.scoring.table import comparison
 
 if TYPE_CHECKING:
-    from harkd.sampling.generator import Generator
+    from torch import Tensor
+
+    from harkd.sampling.generator import Completion
 
 
 @dataclass(frozen=True)
@@ -53,48 +59,30 @@ class EvalSettings:
     dtype: str | None = None
 
 
-@dataclass
-class _Cost:
-    """What a contestant took in this process; `peak_memory_bytes` while it ran."""
-
-    parameters: int = 0
-    bytes: int = 0
-    windows: int = 0
-    seconds: float = 0.0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        names = ("seconds", "prompt_tokens", "completion_tokens") if self.windows else ()
-        return {**asdict(self), **{f"{name}_per_window": getattr(self, name) / self.windows for name in names}}
-
-
-def evaluate(
-    settings: EvalSettings, *, device: str | None = None, batch: int = 16, cache_tokens: int = 65536, overwrite: bool = False
-) -> dict[str, Any]:
+def evaluate(settings: EvalSettings, *, machine: Machine = Machine(), overwrite: bool = False) -> dict[str, Any]:
     """Let every contestant label every window, continuing what is there, and write metrics.json. Returns {"models": [scores of each]}."""
-    from harkd.qwen3.hub import ADAPTER_FILES, resolve
     from harkd.qwen3.weights import as_device
 
     dataset = read(settings.data, settings.options)
-    total = sum(1 for _ in first_windows(dataset, settings.split, settings.limit))
-    inputs = [resolve(row.adapter, ADAPTER_FILES) / "adapter_model.safetensors" for row in settings.contestants if row.adapter is not None]
+    total = sum(1 for _ in _windows(settings, dataset))
+    models = [row for row in settings.contestants if not row.baseline]
+    inputs = digests((row.model for row in models), (row.adapter for row in models))
     folder = RunFolder(settings.out, "eval", asdict(settings), overwrite, ("metrics.json", "predictions-*.jsonl"), inputs)
     if folder.result is not None:
         print(comparison(folder.result["models"]))
         return folder.result
-    for contestant in settings.contestants:
-        if not contestant.baseline:
-            check_files(contestant)
-    as_device(device)
+    for contestant in models:
+        check_files(contestant)
+        asked = _asked(contestant, settings, dataset, _windows(settings, dataset))
+        check_fit(contestant.model, (one for _, one in asked), machine)
+    as_device(machine.device)
     folder.begin()
-    costs: dict[str, _Cost] = {}
+    costs: dict[str, dict[str, Any]] = {}
     # baselines, then adapters: faults of the training files, and an adapter that does not fit its base, show before hours go into the rest
     for contestant in sorted(settings.contestants, key=lambda row: (not row.baseline, row.adapter is None)):
         reset_peak_memory()
-        cost = _predict(contestant, settings, dataset, folder.path / contestant.file, total, device, batch, cache_tokens)
-        costs[contestant.name] = replace(cost, peak_memory_bytes=peak_memory())
+        sizes = _predict(contestant, settings, dataset, folder.path / contestant.file, total, machine)
+        costs[contestant.name] = {**sizes, **_costs(folder.path / contestant.file), "peak_memory_bytes": peak_memory()}
     rows, metrics, first = [], [], None
     lost = list(_lost(dataset, settings))
     for contestant in settings.contestants:
@@ -105,49 +93,52 @@ def evaluate(
         metrics.append({"name": contestant.name, **counts, **scores.to_dict(), **spread})
         figures = {name: getattr(scores, name) for name in (*FIGURES, "missing")}
         figures["weighted_f1_interval"] = spread["intervals"] and spread["intervals"]["weighted_f1"]
-        seconds = cost.seconds / cost.windows if cost.windows else None
-        figures |= {"malformed": counts["malformed"], "parameters": cost.parameters, "seconds_per_window": seconds}
+        figures |= {"malformed": counts["malformed"], "parameters": cost["parameters"], "seconds_per_window": cost["seconds_per_window"]}
         rows.append({"name": contestant.name, **figures})
     write_json(folder.path / "metrics.json", {"data": settings.data, "split": settings.split, "models": metrics})
     events, scored = metrics[0]["events"], metrics[0]["scored"]
     print(f"{total} windows of {settings.split}, {events} events, of which {scored} are scored\n\n{comparison(rows)}")
-    peaks = [cost.peak_memory_bytes for cost in costs.values()]
+    peaks = [cost["peak_memory_bytes"] for cost in costs.values()]
     peak = {name: max(found.get(name, 0) for found in peaks) for name in peaks[-1]}
-    return folder.finish({"models": rows}, {"peak_memory_bytes": peak, "models": {name: cost.to_dict() for name, cost in costs.items()}})
+    return folder.finish({"models": rows}, {"peak_memory_bytes": peak, "models": costs})
+
+
+def _windows(settings: EvalSettings, dataset: Dataset, done: Set[str] = frozenset()) -> Iterator[Window]:
+    return (window for window in first_windows(dataset, settings.split, settings.limit) if window.id not in done)
+
+
+def _asked(contestant: Contestant, settings: EvalSettings, dataset: Dataset, work: Iterable[Window]) -> Iterator[tuple[Window, Request]]:
+    """Each window with what a model is asked about it."""
+    how = {"thinking": contestant.thinking, "sampling": contestant.sampling, "rules": settings.rules}
+    return ((window, request(dataset.home(window.home), window, **how)) for window in work)
 
 
 def _predict(
-    contestant: Contestant,
-    settings: EvalSettings,
-    dataset: Dataset,
-    path: Path,
-    total: int,
-    device: str | None,
-    batch: int,
-    cache_tokens: int,
-) -> _Cost:
-    """Write the predictions that `path` lacks."""
+    contestant: Contestant, settings: EvalSettings, dataset: Dataset, path: Path, total: int, machine: Machine
+) -> dict[str, int]:
+    """Write the predictions that `path` lacks, each with the seconds since the one before. Returns parameters and bytes of the model."""
     from tqdm import tqdm
 
-    cost = _Cost()
     with JsonLinesWriter(path) as writer:
         done = {record["window"] for _, record in read_json_lines(path)}
-        windows = first_windows(dataset, settings.split, settings.limit)
-        work = (window for window in windows if window.id not in done)
+        work = _windows(settings, dataset, done)
+        parameters: list[Tensor] = []
         if contestant.baseline:
+            windows = first_windows(dataset, settings.split, settings.limit)  # all of them: one baseline reads whole recordings
             answers = (pair for pair in _baseline_answers(contestant, dataset, windows) if pair[0].id not in done)
         else:
-            answers = _model_answers(contestant, settings, dataset, work, cost, device, batch, cache_tokens)
-        start = time.perf_counter()
+            generator = load_generator(contestant.model, contestant.adapter, settings.dtype, machine)
+            parameters += generator.model.parameters()
+            answers = _model_answers(dataset, completions(generator, _asked(contestant, settings, dataset, work)))
+        last = time.perf_counter()
         with tqdm(total=total, initial=len(done), desc=contestant.name, unit="window", file=sys.stderr) as progress:
             for window, record in answers:
                 truth = [list(event.labels) for event in window.events]
                 where = {"window": window.id, "home": window.home, "group": window.group, "recording": window.recording}
-                writer.append({**where, "truth": truth, **record})
-                cost.windows += 1
-                cost.seconds = time.perf_counter() - start
+                last, before = time.perf_counter(), last
+                writer.append({**where, "truth": truth, **record, "seconds": round(last - before, 6)})
                 progress.update()
-    return cost
+    return {"parameters": sum(p.numel() for p in parameters), "bytes": sum(p.nbytes for p in parameters)}
 
 
 def _baseline_answers(contestant: Contestant, dataset: Dataset, windows: Iterator[Window]) -> Iterator[tuple[Window, dict[str, Any]]]:
@@ -158,48 +149,26 @@ def _baseline_answers(contestant: Contestant, dataset: Dataset, windows: Iterato
         yield window, {"answer": labels, "causes": {}}
 
 
-def _model_answers(
-    contestant: Contestant,
-    settings: EvalSettings,
-    dataset: Dataset,
-    work: Iterator[Window],
-    cost: _Cost,
-    device: str | None,
-    batch: int,
-    cache_tokens: int,
-) -> Iterator[tuple[Window, dict[str, Any]]]:
-    """Load the model, and let it label the windows; its time is that of the answers alone."""
-    from harkd.qwen3.tokenizer import load_tokenizer
-    from harkd.qwen3.weights import load_model
-    from harkd.sampling.generator import Generator
-
-    model = load_model(contestant.model, device, settings.dtype, contestant.adapter)
-    parameters = list(model.parameters())
-    cost.parameters, cost.bytes = sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
-    generator = Generator(model, load_tokenizer(contestant.model), batch, cache_tokens)
-    return _answers(contestant, settings, dataset, work, cost, generator)
-
-
-def _answers(
-    contestant: Contestant, settings: EvalSettings, dataset: Dataset, work: Iterator[Window], cost: _Cost, generator: Generator
-) -> Iterator[tuple[Window, dict[str, Any]]]:
-    windows: dict[str, Window] = {}
-
-    def requests() -> Iterator[Any]:
-        for window in work:
-            windows[window.id] = window
-            home = dataset.home(window.home)
-            yield request(home, window, thinking=contestant.thinking, sampling=contestant.sampling, rules=settings.rules)
-
-    for done in generator.generate(requests()):
-        window = windows.pop(done.request.window)
+def _model_answers(dataset: Dataset, written: Iterable[tuple[Window, Completion]]) -> Iterator[tuple[Window, dict[str, Any]]]:
+    for window, done in written:
         answer = read_answer(done.text, done.finish_reason, window, dataset.home(window.home).label_names)
-        tokens = {"prompt": done.prompt_tokens, "completion": len(done.ids)}
-        cost.prompt_tokens += tokens["prompt"]
-        cost.completion_tokens += tokens["completion"]
-        logprob = sum(done.logprobs) / len(done.logprobs)
-        record = {"answer": answer.labels, "causes": answer.causes, "text": done.text, "finish_reason": done.finish_reason}
-        yield window, {**record, "tokens": tokens, "mean_logprob": logprob}
+        yield window, {
+            "answer": answer.labels, "causes": answer.causes, "text": done.text, "finish_reason": done.finish_reason,
+            "tokens": {"prompt": done.prompt_tokens, "completion": len(done.ids)},
+            "mean_logprob": sum(done.logprobs) / len(done.logprobs),
+        }  # fmt: skip
+
+
+def _costs(path: Path) -> dict[str, Any]:
+    """What all predictions of a file took, those of a run that was killed too, in all and per window."""
+    sums = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
+    windows = 0
+    for windows, record in read_json_lines(path):
+        tokens = record.get("tokens", {})  # a baseline has none
+        sums["seconds"] += record["seconds"]
+        sums["prompt_tokens"] += tokens.get("prompt", 0)
+        sums["completion_tokens"] += tokens.get("completion", 0)
+    return {"windows": windows, **sums, **{f"{name}_per_window": value / windows for name, value in sums.items()}}
 
 
 def _labels(dataset: Dataset) -> list[str]:
@@ -227,7 +196,7 @@ def _score(path: Path, dataset: Dataset, lost: Sequence[tuple[str, Sequence[str]
         windows += 1
         by_group[record["group"]] += zip(record["truth"], record["answer"], strict=True)
         causes.update(record["causes"])
-        malformed += any(record["causes"].get(cause) for cause in (*NOT_WELL_FORMED, CUT_OFF))
+        malformed += Answer(record["answer"], record["causes"]).malformed
     for group, truth in lost:
         by_group[group].append((truth, None))
         causes["dropped"] += 1
@@ -264,7 +233,7 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     samplings = {thinking: sampling_of(args, thinking) for thinking in {row.thinking for row in rows if not row.baseline}}
     rows = [row if row.baseline else replace(row, sampling=samplings[row.thinking]) for row in rows]
     settings = EvalSettings(tuple(rows), args.data, args.out, args.split, args.rules, args.limit, read_options(args), args.dtype)
-    return evaluate(settings, device=args.device, batch=args.batch, cache_tokens=args.cache_tokens, overwrite=args.overwrite)
+    return evaluate(settings, machine=machine_of(args), overwrite=args.overwrite)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

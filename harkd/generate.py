@@ -12,17 +12,18 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harkd.doors import Parser, RunFolder, add_model_arguments, add_sampling_arguments, enter, sampling_of
+from harkd.doors import Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of, sampling_of
 from harkd.errors import UserError
 from harkd.homes.answer import ANSWER_FORM
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.events import Window
 from harkd.homes.prompt import TEMPLATE_VERSION, prompt
-from harkd.recognition import first_windows, mode, read_answer, request
-from harkd.sampling.request import Request, Sampling, recommended
+from harkd.recognition import Machine, check_fit, completions, first_windows, load_generator, mode, read_answer, request
+from harkd.sampling.request import Sampling, recommended
 
 if TYPE_CHECKING:
     from harkd.distill.traces import Trace
@@ -53,9 +54,7 @@ class GenerateSettings:
             object.__setattr__(self, "sampling", recommended(self.thinking))
 
 
-def generate(
-    settings: GenerateSettings, *, device: str | None = None, batch: int = 16, cache_tokens: int = 65536, overwrite: bool = False
-) -> dict[str, Any]:
+def generate(settings: GenerateSettings, *, machine: Machine = Machine(), overwrite: bool = False) -> dict[str, Any]:
     """Write a trace for every window and sample into `settings.out`; continue what is there.
 
     Returns counts: traces wanted and written, correct (agreement 1), incomplete (an event without a label). Raises UserError for a mistake
@@ -64,17 +63,16 @@ def generate(
     from tqdm import tqdm
 
     from harkd.distill.traces import TraceWriter
-    from harkd.qwen3.hub import ADAPTER_FILES, resolve
 
     mode(settings.adapter, settings.thinking)
     dataset = read(settings.data, settings.options)
     total = settings.samples * sum(1 for _ in first_windows(dataset, settings.split, settings.limit))
     wanted = {name: value for name, value in asdict(settings).items() if name != "import_completions"}  # answers may come in several files
-    inputs = [resolve(settings.adapter, ADAPTER_FILES) / "adapter_model.safetensors"] if settings.adapter is not None else []
+    inputs = {} if settings.import_completions else digests([settings.model], [settings.adapter])
     folder = RunFolder(settings.out, "generate", wanted, overwrite, FILES, inputs)
     if folder.result is not None:
         return folder.result
-    answering = _imported(settings, dataset) if settings.import_completions else _generated(settings, dataset, device, batch, cache_tokens)
+    answering = _imported(settings, dataset) if settings.import_completions else _generated(settings, dataset, machine)
     folder.begin()
     counts: Counter[str] = Counter()
     with TraceWriter(folder.path) as writer, tqdm(total=total, initial=len(writer.done), unit="trace", file=sys.stderr) as progress:
@@ -108,28 +106,18 @@ def _work(settings: GenerateSettings, dataset: Dataset, done: Set[tuple[str, int
                 yield window, sample
 
 
-def _generated(settings: GenerateSettings, dataset: Dataset, device: str | None, batch: int, cache_tokens: int) -> Answering:
+def _generated(settings: GenerateSettings, dataset: Dataset, machine: Machine) -> Answering:
     """Load the teacher, to be run here, on many windows at a time."""
-    from harkd.qwen3.tokenizer import load_tokenizer
-    from harkd.qwen3.weights import load_model
-    from harkd.sampling.generator import Generator
-
-    tokenizer = load_tokenizer(settings.model)
-    model = load_model(settings.model, device, settings.dtype, settings.adapter)
-    generator = Generator(model, tokenizer, batch, cache_tokens)
-    windows: dict[tuple[str, int], Window] = {}  # those whose completions are on their way
-
-    def requests(work: Work) -> Iterator[Request]:
-        asked = {"thinking": settings.thinking, "sampling": settings.sampling, "rules": settings.rules}
-        for window, sample in work:
-            windows[window.id, sample] = window
-            yield request(dataset.home(window.home), window, sample=sample, **asked)
+    ask = partial(request, thinking=settings.thinking, sampling=settings.sampling, rules=settings.rules)
+    windows = first_windows(dataset, settings.split, settings.limit)
+    check_fit(settings.model, (ask(dataset.home(window.home), window) for window in windows), machine)
+    generator = load_generator(settings.model, settings.adapter, settings.dtype, machine)
 
     def answering(work: Work) -> Iterator[tuple[Window, _Written]]:
-        for done in generator.generate(requests(work)):
-            window, sample = done.request.window, done.request.sample
+        asked = ((window, ask(dataset.home(window.home), window, sample=sample)) for window, sample in work)
+        for window, done in completions(generator, asked):
             tokens = {"prompt": done.prompt_tokens, "completion": len(done.ids)}
-            yield windows.pop((window, sample)), _Written(sample, done.text, done.finish_reason, tokens)
+            yield window, _Written(done.request.sample, done.text, done.finish_reason, tokens)
 
     return answering
 
@@ -238,6 +226,8 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     args = parser.parse_args(argv)
     parser.demand(args, "model", "data", *([] if args.export_prompts else ["out"]))
+    if args.export_prompts and args.import_completions:
+        parser.error("--export-prompts writes questions and --import-completions reads answers: give one of them")
     parser.at_least_one(args, "samples", "limit", "batch", "cache_tokens")
     thinking = mode(args.adapter, args.thinking)
     settings = GenerateSettings(
@@ -247,7 +237,7 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     )  # fmt: skip
     if args.export_prompts:
         return export_prompts(settings, Path(args.export_prompts))
-    return generate(settings, device=args.device, batch=args.batch, cache_tokens=args.cache_tokens, overwrite=args.overwrite)
+    return generate(settings, machine=machine_of(args), overwrite=args.overwrite)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,12 +24,14 @@ _BLOCK = 1 << 16
 class JsonLinesWriter:
     """Appends objects to a file, which it makes where there is none.
 
-    `repaired` is the number of bytes of a torn last line that it cut off, 0 for none.
+    `repaired` is the number of bytes of a torn last line that it cut off, which stderr is told, 0 for none.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.repaired = _cut_torn_line(self.path) if self.path.exists() else 0
+        if self.repaired:
+            print(f"{self.path} ended in a torn line of {self.repaired} bytes, which was cut off", file=sys.stderr)
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def append(self, record: Mapping[str, Any]) -> None:

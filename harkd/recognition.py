@@ -2,19 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harkd.errors import UserError
-from harkd.homes.answer import ANSWER_FORM, Answer, parse_answer
+from harkd.homes.answer import ANSWER_FORM, CUT_OFF, Answer, parse_answer
 from harkd.homes.dataset import Dataset
 from harkd.homes.events import Home, Window
 from harkd.homes.prompt import TEMPLATE_VERSION, prompt
 from harkd.qwen3.template import chat, split_prefix
 from harkd.sampling.request import Request, Sampling
 
-CUT_OFF = "length"  # finish reason, and the cause of an answer that never came to its end
+if TYPE_CHECKING:
+    from harkd.sampling.generator import Completion, Generator
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a model runs, on how many windows at once, with how much room: nothing that changes what is asked."""
+
+    device: str | None = None
+    batch: int = 16
+    cache_tokens: int = 65536
+
+
+def load_generator(model: str, adapter: str | None, dtype: str | None, machine: Machine) -> Generator:
+    """The model with its adapter, ready to write."""
+    from harkd.qwen3.tokenizer import load_tokenizer
+    from harkd.qwen3.weights import load_model
+    from harkd.sampling.generator import Generator
+
+    loaded = load_model(model, machine.device, dtype, adapter)
+    return Generator(loaded, load_tokenizer(model), machine.batch, machine.cache_tokens)
+
+
+def check_fit(model: str, requests: Iterable[Request], machine: Machine) -> None:
+    """See, without the weights, that every request fits into the model's positions and the cache. Raises UserError."""
+    from harkd.qwen3.config import read_config
+    from harkd.qwen3.hub import resolve
+    from harkd.qwen3.tokenizer import load_tokenizer
+    from harkd.sampling.generator import PAGE, check
+
+    positions, tokenizer = read_config(resolve(model)).max_position_embeddings, load_tokenizer(model)
+    prefixes: dict[str, int] = {}
+    for asked in requests:
+        if asked.prefix not in prefixes:
+            prefixes[asked.prefix] = len(tokenizer.encode(asked.prefix))
+        check(asked, prefixes[asked.prefix], len(tokenizer.encode(asked.prompt)), positions, -(-machine.cache_tokens // PAGE))
+
+
+def completions(generator: Generator, asked: Iterable[tuple[Window, Request]]) -> Iterator[tuple[Window, Completion]]:
+    """Each window with a completion, as they are finished."""
+    windows: dict[tuple[str, int], Window] = {}  # those whose completions are on their way
+
+    def requests() -> Iterator[Request]:
+        for window, request in asked:
+            windows[request.window, request.sample] = window
+            yield request
+
+    for done in generator.generate(requests()):
+        yield windows.pop((done.request.window, done.request.sample)), done
 
 
 def request(home: Home, window: Window, *, thinking: bool, sampling: Sampling, rules: bool = True, sample: int = 0) -> Request:

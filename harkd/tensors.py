@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,15 @@ class Stored:
     shape: tuple[int, ...]
     begin: int
     size: int
+
+
+@contextmanager
+def allocating(what: str) -> Iterator[None]:
+    """Raise a UserError that names `what` where torch finds no memory in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(f"there is no memory for {what}: {str(error).splitlines()[0]}") from None
 
 
 def read_header(path: Path) -> dict[str, Stored]:

@@ -10,7 +10,6 @@ again, it goes on from its last checkpoint.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import sys
 from collections import Counter
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from harkd.doors import Parser, RunFolder, add_model_arguments, enter, file_digest
+from harkd.doors import Parser, RunFolder, add_model_arguments, digests, enter, file_digest, read_json
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.answer import ANSWER_FORM
@@ -77,11 +76,11 @@ def train(settings: TrainSettings, *, device: str | None = None, export: str | N
     loop = LoopSettings(lr=settings.lr, epochs=settings.epochs, batch_tokens=settings.batch_tokens, seed=settings.seed, save_every=20)
     traces = Path(settings.traces or "")
     inputs = [traces / TRACES if traces.is_dir() else traces] if settings.traces is not None else []
-    folder = RunFolder(settings.out, "train", asdict(settings), overwrite, FILES, inputs)
+    folder = RunFolder(settings.out, "train", asdict(settings), overwrite, FILES, digests([settings.model], files=inputs))
     result = folder.result
     if result is None:
         if export is not None:
-            _check_empty(Path(export))  # now, not after hours
+            _check_export(Path(export), Path(settings.out))  # now, not after hours
         result = _train(settings, lora, loop, folder, device)
     if export is not None:
         result = {**result, "export": export_merged(settings.model, settings.out, Path(export), settings.dtype)}
@@ -210,22 +209,34 @@ def export_merged(model: str, adapter: str, out: Path, dtype: str | None = None)
     from harkd.qwen3.weights import load_model, save_model
 
     merged = {"base": model, "dtype": dtype, "adapter": adapter, "adapter_digest": file_digest(Path(adapter) / "adapter_model.safetensors")}
-    if (out / "harkd.json").is_file() and json.loads((out / "harkd.json").read_text(encoding="utf-8")) == merged:
+    if (out / "harkd.json").is_file() and read_json(out / "harkd.json") == merged:
         print(f"{out} is done", file=sys.stderr)
         return str(out)
-    _check_empty(out)
-    target = out.resolve()
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    _check_export(out, Path(adapter))
+    partial = _partial(out)
     save_model(merge(load_model(model, "cpu", dtype, adapter)), partial, resolve(model))
     write_json(partial / "harkd.json", merged)
-    partial.replace(target)
+    partial.replace(out.resolve())
     return str(out)
 
 
-def _check_empty(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty: name another folder with --export")
+def _partial(out: Path) -> Path:
+    """Where an export is written until it is whole."""
+    return out.resolve().with_name(f".{out.resolve().name}.partial")
+
+
+def _check_export(export: Path, out: Path) -> None:
+    """See that a folder can be written there when training is over."""
+    if export.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"{export} is the run's own folder or holds it: name another one with --export")
+    if export.exists() and (not export.is_dir() or any(export.iterdir())):
+        raise UserError(f"{export} is not empty: name another folder with --export")
+    try:
+        shutil.rmtree(_partial(export), ignore_errors=True)  # of a killed run
+        _partial(export).mkdir(parents=True)
+        _partial(export).rmdir()
+    except OSError as error:
+        raise UserError(f"{export} cannot be written: {error.strerror}: name another folder with --export") from None
 
 
 def _parser() -> Parser:

@@ -67,14 +67,6 @@ def test_a_write_that_fails_leaves_the_one_before(stored, monkeypatch):
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
-def test_what_killed_runs_were_writing_is_cleared(stored):
-    path, _, _ = stored
-    torn = path.with_name(".last.safetensors.4711.tmp")
-    torn.write_bytes(b"x")
-    checkpoint.clear_temporary(path.parent)
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_damage_anywhere_is_told(stored):
     """Truncated or with one bit flipped, at places all over the file: never read as good, always named."""
     path, _, _ = stored

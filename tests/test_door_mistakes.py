@@ -15,6 +15,7 @@ from harkd.generate import main as generate
 from harkd.train import main as train
 from tests.door_cases import data, model, outcome, run, short_prompts  # noqa: F401
 from tests.helpers import ROOT
+from tests.marble_files import environment
 
 DOORS = {"generate": generate, "train": train, "eval": evaluate}
 
@@ -54,6 +55,8 @@ every_door = pytest.mark.parametrize("door", DOORS)
         (["--see", "1"], ["unrecognized arguments: --see"]),  # no abbreviations
         (["--limit", "many"], ["--limit", "'many'"]),
         (["--limit", "0"], ["--limit must be at least 1"]),
+        (["--limit", str(10**22)], ["--limit must lie between", str(10**22)]),
+        (["--seed", str(10**26)], ["--seed must lie between", "2147483647"]),
         (["--dtype", "int4"], ["--dtype", "'int4'"]),
         (["--device", "abacus"], ["device 'abacus' cannot be used here"]),
         (["--device", "meta"], ["device 'meta' cannot be used here"]),
@@ -76,6 +79,7 @@ def test_flags_of_every_door(doors, door, flags, words):
         (["--max-new-tokens", "0"], ["max-new-tokens"]),
         (["--batch", "0"], ["--batch must be at least 1"]),
         (["--cache-tokens", "0"], ["--cache-tokens must be at least 1"]),
+        (["--cache-tokens", str(10**12)], ["--cache-tokens must lie between"]),
         (["--adapter", "/nowhere/adapter"], ["/nowhere/adapter"]),
     ],
 )
@@ -94,6 +98,7 @@ def test_sampling_flags(doors, door, flags, words):
         (["--epochs", "0"], ["epochs", "0"]),
         (["--lr", "0"], ["lr", "0.0"]),
         (["--lr", "nan"], ["lr", "nan"]),
+        (["--lr", "1e300"], ["lr must be at most 1, not 1e+300"]),
         (["--batch-tokens", "0"], ["batch_tokens"]),
         (["--validation", "1"], ["--validation", "1.0"]),
         (["--keep", "some"], ["--keep", "'some'"]),
@@ -278,3 +283,14 @@ def test_files_of_prompts_and_completions(doors, tmp_path):
     (tmp_path / "c.jsonl").write_text("{\n")
     refused("generate", [*argv, "--import-completions", tmp_path / "c.jsonl"], "c.jsonl, line 1")
     refused("generate", [*argv, "--export-prompts", tmp_path / "c.jsonl/prompts"], "cannot be written")
+    refused("generate", [*argv, "--export-prompts", tmp_path / "p", "--import-completions", tmp_path / "c.jsonl"], "give one of them")
+
+
+@pytest.mark.parametrize("door", ["generate", "eval"])
+def test_a_window_that_does_not_fit_is_told_before_the_folder_is_claimed(doors, door, data, tmp_path):
+    refused(door, [*doors[door], "--cache-tokens", 500], "more than the cache holds: raise --cache-tokens (now 512)")
+    refused(door, [*doors[door], "--max-new-tokens", 4000], "the model has 4096 positions: lower --max-new-tokens")
+    shutil.copytree(data.removeprefix("marble:"), tmp_path / "data")
+    environment(tmp_path / "data/A1a/instance3", *(("R7" + "x" * 5000, "ON", 86_400 * 2 + n, "1") for n in range(3)))  # one among good ones
+    refused(door, [*doors[door], "--split", "all", "--data", f"marble:{tmp_path / 'data'}"], "A1a/instance3/0000", "4096 positions")
+    run(DOORS[door], *doors[door])

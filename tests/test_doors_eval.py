@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -72,14 +73,14 @@ def test_model_adapter_and_baselines_in_one_call(argv, adapter, model, mixed, tm
     assert base["peak_memory_bytes"]["cpu"] > 1e6 and "seconds" not in (out / "metrics.json").read_text()
     predictions = lines(out / "predictions-tiny-without-reasoning.jsonl")
     assert {line["window"] for line in predictions} == {window.id for window in windows} and len(predictions) == len(windows)
-    assert set(predictions[0]) == {"window", "home", "group", "recording", "truth", "answer", "causes", "text", "finish_reason", "tokens", "mean_logprob"}
+    assert set(predictions[0]) == {"window", "home", "group", "recording", "truth", "answer", "causes", "text", "finish_reason", "tokens", "mean_logprob", "seconds"}
 
     again = outcome(main, *argv, "--adapter", adapter, *BASELINES)
     assert again[1] == result and "is done" in again[3] and table == [line for line in again[2].splitlines() if line.startswith(tuple(names))]
     run(main, *argv, "--adapter", adapter, *BASELINES, "--out", tmp_path / "second", "--batch", 1)
-    for name, value in content(out).items():
-        if name == "metrics.json" or name.startswith("predictions-base"):
-            assert content(tmp_path / "second")[name] == value
+    assert content(tmp_path / "second")["metrics.json"] == content(out)["metrics.json"]
+    majority, again = (lines(folder / "predictions-baseline-majority.jsonl") for folder in (out, tmp_path / "second"))
+    assert [{**line, "seconds": 0} for line in majority] == [{**line, "seconds": 0} for line in again]
 
 
 def test_the_baselines_equal_an_independent_count(argv, mixed, tmp_path):
@@ -198,8 +199,12 @@ def test_killed_and_continued(argv, mixed, tmp_path):
         kill(child("eval", *argv), lambda: path.exists() and path.read_bytes().count(b"\n") >= count)
     assert path.read_bytes().count(b"\n") < 16 and not (out / "metrics.json").exists()
     path.write_bytes(path.read_bytes() + b'{"window": "marb')
-    run(main, *argv)
+    (row,) = run(main, *argv)["models"]
     assert len(lines(path)) == len({line["window"] for line in lines(path)}) == 16
+    (cost,) = json.loads((out / "cost.json").read_text())["models"].values()  # of all three processes
+    seconds = sum(line["seconds"] for line in lines(path))
+    assert cost["windows"] == 16 and cost["seconds"] == pytest.approx(seconds) and row["seconds_per_window"] == pytest.approx(seconds / 16)
+    assert cost["completion_tokens"] == sum(line["tokens"]["completion"] for line in lines(path))
     assert (out / "metrics.json").read_bytes() == (tmp_path / "out/metrics.json").read_bytes()
 
 
@@ -220,8 +225,6 @@ def noted(source, folder, **notes):
 
 
 def test_a_base_row_for_every_mode_that_an_adapter_uses(model, adapter, tmp_path):
-    from pathlib import Path
-
     def rows(*arguments):
         return [(row.name, row.thinking) for row in contestants(*arguments)]
 
@@ -237,6 +240,10 @@ def test_a_base_row_for_every_mode_that_an_adapter_uses(model, adapter, tmp_path
     assert rows(["baseline:sensor", model, "org/other"], [adapter], None) == [
         ("baseline:sensor", False), ("tiny without reasoning", False), ("tiny + truth", False), ("other with reasoning", True),
     ]  # fmt: skip
+    peft = Path(shutil.copytree(adapter, tmp_path / "peft"))
+    (peft / "harkd.json").unlink()
+    spelled = f"{Path(model).parent}/../{Path(model).parent.name}/tiny"
+    assert rows([spelled, "org/other"], [adapter, str(peft)], False)[1:3] == [("tiny + truth", False), ("tiny + peft", False)]
     long = [f"{letter * 150}/{'n' * 150}" for letter in "xy"]
     found = contestants([model, "x/a-b", "y/a b", "z/a b", "u/Cd", "v/cD", *long], [], None)
     files = [row.file for row in found]
@@ -257,8 +264,6 @@ def test_a_base_row_for_every_mode_that_an_adapter_uses(model, adapter, tmp_path
     ],
 )
 def test_what_may_not_be_compared_is_refused(argv, adapter, tmp_path, notes, flags, message):
-    from pathlib import Path
-
     code, _, _, err = outcome(main, *argv, "--adapter", noted(Path(adapter), tmp_path / "adapter", **notes), *flags)
     assert code == 2 and message in err and err.count("\n") == 1
 
@@ -295,3 +300,17 @@ def test_a_broken_contestant_is_told_before_the_others_run(argv, tmp_path):
     code, _, _, err = outcome(main, *argv, "--model", tmp_path)
     assert code == 2 and err.count("\n") == 1 and str(tmp_path) in err and not (tmp_path / "out").exists()
     assert outcome(main, *argv, "--model", "baseline:luck")[0] == 2
+
+
+def test_a_base_that_was_replaced_is_other_settings(argv, model, tmp_path):
+    from tests.tiny import tiny_model
+
+    base = shutil.copytree(model, tmp_path / "base")
+    argv = ["--model", base, *argv[2:], "--limit", 1]
+    first = run(main, *argv)
+    for path in base.iterdir():
+        path.touch()
+    assert run(main, *argv) == first  # what counts is the content
+    tiny_model(base, seed=7, num_hidden_layers=1)
+    code, _, _, err = outcome(main, *argv)
+    assert code == 2 and f"other settings (inputs.{base}: " in err and err.count("\n") == 1

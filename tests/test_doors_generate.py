@@ -241,3 +241,9 @@ def test_prompts_out_and_completions_in(argv, data, tmp_path):
     more = served(tmp_path / "again.jsonl", tmp_path / "more.jsonl", lambda n: answers[0])
     assert run(main, *argv, "--import-completions", more)["traces"] == 8 and set(ids(tmp_path / "out")) == wanted(data)
     assert outcome(main, *argv, "--import-completions", more)[3].count("is done") == 1
+
+
+def test_greedy_reasoning_is_warned_of(argv):
+    argv = [*argv, "--limit", 1, "--temperature", 0]
+    warned = [outcome(main, *argv, flag, "--overwrite")[3].count("warning: greedy decoding with reasoning") for flag in ("--thinking", "--no-thinking")]
+    assert warned == [1, 0]

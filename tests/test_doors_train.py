@@ -189,11 +189,28 @@ def test_the_merged_export(truth, tied, tmp_path):
     second = content(tmp_path / "second")
     assert second["model.safetensors"] == before["model.safetensors"]
     code, _, _, err = outcome(main, *truth, "--export", tmp_path / "out")
-    assert code == 2 and "is not empty: name another folder with --export" in err
+    assert code == 2 and "is the run's own folder" in err
+    assert "cannot be written" in outcome(main, *truth, "--export", base / "config.json/merged")[3]
 
 
 def test_a_full_export_folder_is_told_before_training(truth, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("mine")
     code, _, _, err = outcome(main, *truth, "--export", tmp_path / "full")
-    assert code == 2 and err.count("\n") == 1 and not (tmp_path / "out").exists() and content(tmp_path / "full") == {"thesis.txt": b"mine"}
+    assert code == 2 and "is not empty: name another folder with --export" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists() and content(tmp_path / "full") == {"thesis.txt": b"mine"}
+
+
+def test_an_export_that_cannot_be_written_is_told_before_training(truth, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for export, words in (("out", "the run's own folder"), ("out/../out", "own folder"), (".", "or holds it"), ("file/merged", "cannot be written")):
+        code, _, _, err = outcome(main, *truth, "--export", tmp_path / export)
+        assert code == 2 and words in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_damaged_note_of_an_export_is_told(truth, tmp_path):
+    truth = [*truth, "--epochs", 1, "--limit", 1, "--validation", 0, "--export", tmp_path / "merged"]
+    run(main, *truth)
+    (tmp_path / "merged/harkd.json").write_text("{")
+    code, _, _, err = outcome(main, *truth)
+    assert code == 2 and "merged/harkd.json cannot be read" in err

@@ -137,8 +137,11 @@ def test_two_iterators_of_one_generator_may_alternate(endless, truth):
 
 def test_requests_that_cannot_fit_are_refused_by_name(endless):
     long = replace(GREEDY, max_new_tokens=500)
+    g, done = generator(endless), []
     with pytest.raises(UserError, match=r"'w 7'.*512 positions"):
-        list(generator(endless).generate([request("w 7", "x", sampling=long)]))
+        for c in g.generate([request("w 1", "x"), request("w 3", "x"), request("w 7", "x", sampling=long), request("w 2", "x")]):
+            done.append(c.request.window)
+    assert done == ["w 1", "w 3"] and all_pages_are_back(g)  # what ran was not lost
     g, done = generator(endless, cache_tokens=200), []
     with pytest.raises(UserError, match=r"'w 8'.*more than the cache holds"):
         for c in g.generate([request("w 1", "x"), request("w 8", "x", sampling=replace(GREEDY, max_new_tokens=200)), request("w 2", "x")]):

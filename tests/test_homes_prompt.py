@@ -67,7 +67,6 @@ def test_parts_are_left_out_where_there_is_nothing_to_say():
     assert "rule" not in system_message(HOME, rules=False)
     assert "Example" not in system_message(replace(HOME, example=()))
     assert "number of people" not in system_message(HOME)
-    assert "The number of people living here is 3." in system_message(HOME, residents=3)
     assert "Zoe" not in system_message(HOME)
 
 

@@ -192,6 +192,16 @@ def test_damaged_adapter_config(tmp_path, text):
         read_adapter_config(tmp_path)
 
 
+def test_an_impossible_adapter_config_is_told_by_its_file(tmp_path):
+    write(tmp_path, adapted(LoraConfig(r=4)), LoraConfig(r=4))
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "r": 0}))
+    with pytest.raises(UserError, match="adapter_config.json: LoRA's rank must be at least 1"):
+        read_adapter_config(tmp_path)
+    with pytest.raises(UserError, match="no memory for an adapter of rank"):
+        add_lora(random_model(4), LoraConfig(r=1 << 40))
+
+
 @pytest.mark.parametrize("changes", [{"target_modules": ("lm_head",)}, {"target_modules": ()}, {"target_modules": ("q_proj", 5)}, {"r": 0}])
 def test_impossible_settings(changes):
     with pytest.raises(UserError):
@@ -205,10 +215,15 @@ def test_an_adapter_of_another_base(tmp_path):
     with pytest.raises(UserError, match="another base model.*the first"):
         load_adapter(random_model(5), tmp_path)
     (tmp_path / "harkd.json").unlink()
-    assert load_adapter(random_model(5), tmp_path).r == 4, "nothing is known of its base"
+    assert load_adapter(random_model(5), tmp_path).r == 4, "nothing is known of its weights"
+    assert read_notes(tmp_path) == {"base": "the first"}
     for changes in ({"hidden_size": 40}, {"num_hidden_layers": 3}, {"num_hidden_layers": 1}):
+        model = random_model(4, **changes)
+        model.model.norm.requires_grad_(False)
+        before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         with pytest.raises(UserError, match="does not fit this base model"):
-            load_adapter(random_model(4, **changes), tmp_path)
+            load_adapter(model, tmp_path)
+        assert before == {name: parameter.requires_grad for name, parameter in model.named_parameters()}, "left as it was"
     (tmp_path / "harkd.json").write_text("[]")
     with pytest.raises(UserError, match="harkd.json"):
         load_adapter(random_model(4), tmp_path)

@@ -65,3 +65,10 @@ def cpu_seconds(code: str) -> float:
 def test_importing_everything_costs_little_beyond_torch():
     alone, everything = (min(cpu_seconds(code) for _ in range(3)) for code in ("import torch", "import torch, " + ", ".join(MODULES)))
     assert everything - alone <= 2 * 0.3, (alone, everything)  # 0.3 s, twice that under load
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_peak_memory_is_not_the_parents():
+    parent = bytearray(b"x") * 300_000_000
+    child = python("from harkd.doors import peak_memory; print(peak_memory()['cpu'])")
+    assert 1e6 < int(child) < 100e6 < len(parent)

@@ -23,13 +23,15 @@ def test_python_examples_run_one_after_the_other(tmp_path, capsys):
     model = tiny_model(tmp_path / "model")
     data = marble(tmp_path / "home")
     examples = blocks("python")
-    assert len(examples) >= 2
+    assert len(examples) >= 3
     names = {}
     for example in examples:
         code = example.replace("Qwen/Qwen3-0.6B", str(model)).replace("marble:PATH", f"marble:{data}").replace("max_new_tokens=256", "max_new_tokens=8")
+        code = code.replace("runs/", f"{tmp_path}/runs/")
         exec(compile(code, "README.md", "exec"), names)  # our own README
     assert names["logits"].shape == (len(names["ids"]), names["model"].config.vocab_size)
     assert len(names["predictions"]) == len(names["truth"]) == names["scores"].events > 0
+    assert names["counts"]["traces"] == names["counts"]["wanted"] == 1 and (tmp_path / "runs/traces/traces.jsonl").exists()
     assert "PATH" not in capsys.readouterr().out
 
 

@@ -61,6 +61,7 @@ def test_a_completion_that_was_cut_off_answers_nothing():
         whole = read_answer(text, "stop", events, HOME.label_names)
         assert whole.labels == ("COOKING", "EATING", "COOKING") and not whole.causes
         cut = read_answer(text, "length", events, HOME.label_names)
+        assert cut.malformed and not whole.malformed
         assert cut.labels == (None, None, None) and cut.causes == {"length": 3}
 
 

@@ -68,6 +68,15 @@ def test_unusable_traces_are_never_kept_and_all_are_counted(keep):
     assert len(selection.kept) + sum(selection.dropped.values()) == len(TRACES)
 
 
+@pytest.mark.parametrize("text", [{"reasoning_content": "so <|im_end|> then"}, {"content": "<tool_call>"}, {"reasoning_content": "a <think> b"}])
+def test_a_control_token_in_the_text_makes_a_trace_unusable(text):
+    trace = make_trace()
+    spoilt = make_trace(messages=[*trace.messages[:-1], {**trace.messages[-1], **text}], sample=1)
+    selection = select([trace, spoilt], "all")
+    assert selection.kept == [trace] and selection.dropped == {"with a control token in its text": 1}
+    assert yield_table([spoilt]).total == (0,) * 6
+
+
 def test_an_unknown_choice_is_refused():
     with pytest.raises(UserError, match="--keep is one of correct, best, all, not 'right'"):
         select(TRACES, "right")

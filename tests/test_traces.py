@@ -36,8 +36,8 @@ def test_any_text_survives(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["traces.jsonl", "prompts.jsonl"])
-def test_a_kill_at_any_byte_loses_only_the_torn_record(tmp_path, file):
-    """Every truncation of either file: the writer continues, and the same records are there in the end, each once."""
+def test_a_kill_at_any_byte_loses_only_the_torn_record(tmp_path, file, capsys):
+    """Every truncation of either file: the writer tells of a torn line and continues, and the same records are there in the end, each once."""
     wanted = [make_trace("a", 0), make_trace("b", 0, messages=[{"role": "system", "content": "another home"}, *make_trace().messages[1:]])]
     with TraceWriter(tmp_path / "whole") as writer:
         for trace in wanted:
@@ -52,7 +52,8 @@ def test_a_kill_at_any_byte_loses_only_the_torn_record(tmp_path, file):
         (tmp_path / "cut" / "prompts.jsonl").write_bytes(sidecar)
         (tmp_path / "cut" / "traces.jsonl").write_bytes(main)
         with TraceWriter(tmp_path / "cut") as writer:
-            assert writer.repaired == sum(bool(data) and not data.endswith(b"\n") for data in (sidecar, main))
+            torn = sum(bool(data) and not data.endswith(b"\n") for data in (sidecar, main))
+            assert capsys.readouterr().err.count("ended in a torn line") == torn
             assert len(writer.done) == main.count(b"\n")
             for trace in wanted:
                 if (trace.window, trace.sample) not in writer.done:

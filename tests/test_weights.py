@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from harkd.errors import UserError
 from harkd.qwen3.model import Qwen3
-from harkd.qwen3.weights import as_device, load_model, read_header, save_model
+from harkd.qwen3.weights import as_device, fill, load_model, read_header, save_model
 from tests.helpers import ROOT
 from tests.tiny import random_model, tiny_config, tiny_model, transformers_model
 
@@ -253,3 +253,15 @@ def test_a_device_that_cannot_be_used_is_told_before_anything_is_read(tmp_path):
         with pytest.raises(UserError, match=f"the device '{device}' cannot be used here: ") as caught:
             load_model(tmp_path / "nowhere", device=device)
         assert "\n" not in str(caught.value)
+
+
+def test_weights_that_find_no_memory_are_told(tmp_path, monkeypatch):
+    def empty(*shape, **options):
+        raise RuntimeError("not enough memory\nof many lines")
+
+    tiny_model(tmp_path)
+    with torch.device("meta"):
+        model = Qwen3(tiny_config())
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(UserError, match="no memory for the weights of .*: not enough memory$"):
+        fill(model, tmp_path, torch.float32, torch.device("cpu"))

@@ -77,12 +77,6 @@ def load(folder: Path, name: str) -> Checkpoint | None:
     return Checkpoint(path, tensors, facts)
 
 
-def clear_temporary(folder: Path) -> None:
-    """Remove what killed runs were writing when they ended."""
-    for path in folder.glob(".*.safetensors.*.tmp"):
-        path.unlink(missing_ok=True)
-
-
 def _path(folder: Path, name: str) -> Path:
     return Path(folder) / f"{name}.safetensors"
 

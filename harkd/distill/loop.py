@@ -56,6 +56,8 @@ class LoopSettings:
         for name in ("lr", "epochs", "batch_tokens", "packs_per_step", "clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.lr > 1:
+            raise UserError(f"lr must be at most 1, not {self.lr}")
         if not 0 <= self.warmup_fraction <= 1:
             raise UserError(f"warmup_fraction must be between 0 and 1, not {self.warmup_fraction}")
 
@@ -203,7 +205,6 @@ def run_digest(
 def _resume(folder: Path, digest: str, parameters: Mapping[str, nn.Parameter], optimiser: AdamW) -> Result:
     """Put the last checkpoint's parameters and optimiser state in place, where there is one. Returns how far it had got."""
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.clear_temporary(folder)
     last = checkpoint.load(folder, "last")
     if last is None:
         return Result()

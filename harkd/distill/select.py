@@ -1,6 +1,7 @@
 """Which traces to learn from.
 
-A trace can be learnt from if its answer names a label for every event and it was not cut off by length. Of these, `keep` takes
+A trace can be learnt from if its answer names a label for every event, it was not cut off by length, and its text holds no control token,
+which would end the turn in the middle. Of these, `keep` takes
 
     correct   every sample with agreement >= min_agreement; none where there is no truth to agree with
     best      one sample of each window: the highest agreement (no truth counts as lowest), then the fewest completion tokens, then the
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 from harkd.distill.traces import Trace
 from harkd.errors import UserError
+from harkd.homes.prompt import CONTROL
 
 KEEP = ("correct", "best", "all")
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -43,7 +45,11 @@ def unusable(trace: Trace) -> str | None:
     """Why nothing can be learnt from a trace, None if something can."""
     if trace.finish_reason == "length":
         return "cut off by length"
-    return "without a label for every event" if not trace.answer or None in trace.answer else None
+    if not trace.answer or None in trace.answer:
+        return "without a label for every event"
+    written = trace.messages[-1]
+    found = CONTROL.search(f"{written.get('reasoning_content') or ''}\n{written['content']}")
+    return "with a control token in its text" if found else None
 
 
 def select(traces: Iterable[Trace], keep: str = "correct", min_agreement: float = 1.0) -> Selection:

@@ -66,8 +66,7 @@ def agreement(answer: Sequence[str | None], truth: Sequence[Sequence[str]]) -> f
 class TraceWriter:
     """Appends traces to a folder, and continues what a killed run left there.
 
-    `done` holds the (window, sample) of every trace in the folder, `repaired` the number of torn lines that were cut off.
-    Raises UserError where a line of the folder's files cannot be read.
+    `done` holds the (window, sample) of every trace in the folder. Raises UserError where a line of the folder's files cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +74,6 @@ class TraceWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._prompts = JsonLinesWriter(folder / PROMPTS)
         self._traces = JsonLinesWriter(folder / TRACES)
-        self.repaired = sum(file.repaired > 0 for file in (self._prompts, self._traces))
         self._hashes = set(_read_prompts(folder / PROMPTS))
         records = read_json_lines(folder / TRACES)
         self.done = {(_field(record, "window", folder / TRACES, n), _field(record, "sample", folder / TRACES, n)) for n, record in records}

@@ -18,7 +18,7 @@ from harkd.homes.events import Event, Home, Window
 TEMPLATE_VERSION = "1"
 
 # what a Qwen3 tokenizer turns into one special token: in a name from the data it would end the turn or open a thought
-_CONTROL = re.compile(r"<\|[^|<>\s]*\|>|</?(?:think|tool_call|tool_response)>")
+CONTROL = re.compile(r"<\|[^|<>\s]*\|>|</?(?:think|tool_call|tool_response)>")
 
 _ROLE = (
     "You recognise human activities in a smart home from its ambient sensors. Several people may live there and act at the same time; "
@@ -40,10 +40,10 @@ _OUTPUT = (
 )
 
 
-def system_message(home: Home, *, rules: bool = True, residents: int | None = None) -> str:
-    """What a model is told of a home. The number of residents is ground truth in most data sets, so it is told only if given."""
+def system_message(home: Home, *, rules: bool = True) -> str:
+    """What a model is told of a home. The number of residents is ground truth, and is not told."""
     sections = [
-        ("", _ROLE + (f" The number of people living here is {residents}." if residents is not None else "")),
+        ("", _ROLE),
         ("Rooms, with their sensors and appliances", "\n".join(f"- {room}: {', '.join(sensors)}" for room, sensors in home.rooms)),
         ("Input", _INPUT),
         ("Output", _OUTPUT),
@@ -78,7 +78,7 @@ def _events_json(events: Sequence[Event]) -> str:
 
 
 def _checked(text: str) -> str:
-    found = _CONTROL.search(text)
+    found = CONTROL.search(text)
     if found:
         start = max(0, found.start() - 40)
         raise UserError(f"the data hold the control token {found[0]} near {text[start:found.end()]!r}: rename that sensor, state or label")

@@ -11,6 +11,7 @@ import torch
 
 from harkd.kernels.attention import CacheLayer
 from harkd.qwen3.config import Qwen3Config
+from harkd.tensors import allocating
 
 
 class Cache:
@@ -19,10 +20,11 @@ class Cache:
     def __init__(self, config: Qwen3Config, pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str) -> None:
         shape = (pages, page_size, config.num_key_value_heads, config.head_dim)
         self.page_size = page_size
-        self.layers = [
-            CacheLayer(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in range(config.num_hidden_layers)
-        ]
+        with allocating(f"a cache of {pages * page_size} tokens"):
+            self.layers = [
+                CacheLayer(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+                for _ in range(config.num_hidden_layers)
+            ]
         self.free = [True] * pages
 
     def allocate(self, tokens: int) -> list[int] | None:

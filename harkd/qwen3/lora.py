@@ -25,7 +25,7 @@ from harkd.files import write_json
 from harkd.qwen3.config import PROJECTIONS
 from harkd.qwen3.linear import Linear, LoraLinear
 from harkd.qwen3.model import Qwen3
-from harkd.tensors import read_header, read_into, write_tensors
+from harkd.tensors import allocating, read_header, read_into, write_tensors
 
 _PEFT_PREFIX = "base_model.model."
 # fields of adapter_config.json that change nothing in a stored adapter, or are read; any other must be empty or have one of the plain
@@ -69,9 +69,9 @@ def add_lora(model: Qwen3, config: LoraConfig, seed: int = 0) -> dict[str, nn.Pa
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
         if leaf in config.target_modules and isinstance(module, nn.Linear):
-            layer = LoraLinear(module, config.r, config.scale)
             bound = 1 / math.sqrt(module.in_features)
-            with torch.no_grad():
+            with torch.no_grad(), allocating(f"an adapter of rank {config.r}"):
+                layer = LoraLinear(module, config.r, config.scale)
                 layer.lora_A.copy_(torch.empty(layer.lora_A.shape).uniform_(-bound, bound, generator=generator))
             setattr(model.get_submodule(parent), leaf, layer)
     return lora_parameters(model)
@@ -143,7 +143,10 @@ def read_adapter_config(folder: Path) -> LoraConfig:
     for name, value in fields.items():
         if name not in _NEUTRAL and value not in _PLAIN.get(name, (None, False, [], {})):
             raise UserError(f"{path}: {name} = {value!r} is not supported")
-    return LoraConfig(r, alpha, tuple(sorted(targets, key=str)), bool(fields.get("use_rslora")))
+    try:
+        return LoraConfig(r, alpha, tuple(sorted(targets, key=str)), bool(fields.get("use_rslora")))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def load_adapter(model: Qwen3, folder: Path) -> LoraConfig:
@@ -153,12 +156,15 @@ def load_adapter(model: Qwen3, folder: Path) -> LoraConfig:
     if notes.get("base_fingerprint", base) != base:
         raise UserError(f"the adapter {folder} was trained on another base model ({notes.get('base')!r})")
     stored = read_header(folder / "adapter_model.safetensors")
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parameters = add_lora(model, config)
     different = sorted(stored.keys() ^ parameters.keys()) or [
         name for name, parameter in parameters.items() if stored[name].shape != tuple(parameter.shape)
     ]
     if different:
         merge(model)  # an empty adapter: the model is left as it was
+        for parameter in trainable:
+            parameter.requires_grad_(True)
         raise UserError(f"the adapter {folder} does not fit this base model: {different[0]} is missing, unknown or of another shape")
     for name, parameter in parameters.items():
         read_into(stored[name], parameter)
@@ -166,8 +172,15 @@ def load_adapter(model: Qwen3, folder: Path) -> LoraConfig:
 
 
 def read_notes(folder: Path) -> dict[str, Any]:
-    """What harkd wrote beside the adapter: base, base_fingerprint, template, thinking, answer_form; {} for an adapter of PEFT's."""
-    path = folder / "harkd.json"
+    """What harkd wrote beside the adapter: base, base_fingerprint, template, thinking, answer_form; the base alone for one of PEFT's."""
+    if (folder / "harkd.json").exists():
+        return _read_object(folder / "harkd.json")
+    base = _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    return {"base": base} if isinstance(base, str) else {}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, {} where there is none."""
     try:
         notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harkd.errors import UserError
 from harkd.kernels.attention import CacheLayer, Sequences, attention
 from harkd.kernels.loss import cross_entropy
 from harkd.kernels.rms_norm import add_rms_norm, rms_norm
@@ -152,8 +153,10 @@ class Qwen3(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Logits [T, V] in float32 of one sequence ids [T]."""
+        """Logits [T, V] in float32 of one sequence ids [T]. Raises UserError where there are none."""
         ids = torch.as_tensor(ids, dtype=torch.int64, device=self.device)
+        if not len(ids):
+            raise UserError("there are no ids to give logits of")
         positions = torch.arange(len(ids), device=ids.device)
         return self.head(self.hidden(ids, positions, Sequences.packed([len(ids)], device=ids.device)))
 

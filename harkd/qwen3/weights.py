@@ -15,7 +15,7 @@ from harkd.qwen3.config import read_config
 from harkd.qwen3.hub import ADAPTER_FILES, resolve
 from harkd.qwen3.lora import load_adapter
 from harkd.qwen3.model import Qwen3
-from harkd.tensors import BUFFER, Stored, read_header, read_into, write_tensors
+from harkd.tensors import BUFFER, Stored, allocating, read_header, read_into, write_tensors
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
@@ -62,7 +62,8 @@ def fill(model: Qwen3, folder: Path, dtype: torch.dtype, device: torch.device) -
         _check_tied_head(head, stored["model.embed_tokens.weight"])
     for name, parameter in parameters.items():
         module = model.get_submodule(name.rpartition(".")[0])
-        filled = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
+        with allocating(f"the weights of {folder}"):
+            filled = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
         read_into(stored[name], filled)
         setattr(module, name.rpartition(".")[2], filled)
 

@@ -25,6 +25,9 @@ from harkd.sampling.request import Request, Sampling
 from harkd.sampling.sampler import noise_key, sample, uniform
 
 
+PAGE = 32  # tokens
+
+
 @dataclass(frozen=True)
 class Completion:
     """What was written: ids without the stop token, logprobs of all sampled tokens (the stop token's too), "stop" or "length"."""
@@ -62,11 +65,6 @@ class _Sequence:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
-    @property
-    def total(self) -> int:
-        """All tokens that it sees in the end."""
-        return len(self.prefix.ids) + self.room
-
 
 class _Stretch(NamedTuple):
     """New tokens of a sequence or prefix, behind `past` own ones and a prefix in the cache."""
@@ -92,7 +90,7 @@ class Generator:
     """
 
     def __init__(
-        self, model: Qwen3, tokenizer: Tokenizer, batch: int = 16, cache_tokens: int = 65536, page_size: int = 32, step_tokens: int = 1024
+        self, model: Qwen3, tokenizer: Tokenizer, batch: int = 16, cache_tokens: int = 65536, page_size: int = PAGE, step_tokens: int = 1024
     ) -> None:
         if min(batch, cache_tokens, page_size, step_tokens) < 1:
             raise UserError("batch, cache_tokens, page_size and step_tokens of a Generator must be at least 1")
@@ -104,40 +102,37 @@ class Generator:
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield a completion for every request as it ends, in no fixed order; requests are taken from the iterable as places become free.
 
-        Raises UserError for a request that has no prompt, or cannot fit into the model's positions or the cache.
+        Raises UserError for a request that can never run (see `check`), when those before it have ended and been yielded.
         """
-        waiting = map(self._prepare, requests)
-        first, running = next(waiting, None), []
+        waiting, running, mistakes = map(self._prepare, requests), [], []
+        first = _next(waiting, mistakes)
         try:
             while first or running:
                 while first and len(running) < self.batch and self._admit(first):
                     running.append(first)
-                    first = next(waiting, None)
+                    first = _next(waiting, mistakes)
                 if not running:
-                    raise UserError(f"the request {first.request.window!r} needs {first.total} tokens, more than the cache holds")
+                    raise UserError(f"the request {first.request.window!r} finds no room: other iterators hold the cache")
                 self._step(running)
                 ended = [sequence for sequence in running if self._has_ended(sequence)]
                 running = [sequence for sequence in running if sequence not in ended]
                 for sequence in ended:
                     self._release(sequence)
                 yield from map(self._completion, ended)
+            if mistakes:
+                raise mistakes[0]
         finally:  # the caller may stop early
             for sequence in running:
                 self._release(sequence)
 
     def _prepare(self, request: Request) -> _Sequence:
-        """Tokenise a request, and see that the model has positions for it."""
+        """Tokenise a request, and see that it can run."""
         own = self.tokenizer.encode(request.prompt)
-        if not own:
-            raise UserError(f"the request {request.window!r} has an empty prompt")
         if request.prefix not in self.prefixes:
             self.prefixes[request.prefix] = _Prefix(self.tokenizer.encode(request.prefix))
         prefix, key = self.prefixes[request.prefix], noise_key(request.sampling.seed, request.window, request.sample)
-        sequence = _Sequence(request, key, prefix, own, len(prefix.ids) + len(own), len(own) + request.sampling.max_new_tokens)
-        if sequence.total > (positions := self.model.config.max_position_embeddings):
-            needs = f"the request {request.window!r} needs {sequence.total} tokens (prompt and new ones)"
-            raise UserError(f"{needs}, and the model has {positions} positions")
-        return sequence
+        check(request, len(prefix.ids), len(own), self.model.config.max_position_embeddings, len(self.cache.free), self.cache.page_size)
+        return _Sequence(request, key, prefix, own, len(prefix.ids) + len(own), len(own) + request.sampling.max_new_tokens)
 
     def _admit(self, sequence: _Sequence) -> bool:
         """Give a sequence its pages, and compute its prefix where it is not in the cache.
@@ -237,6 +232,27 @@ class Generator:
         ids = sequence.ids[:-1] if stopped else sequence.ids
         reason = "stop" if stopped else "length"
         return Completion(sequence.request, self.tokenizer.decode(ids), ids, sequence.logprobs, reason, sequence.prompt_tokens)
+
+
+def check(request: Request, prefix: int, own: int, positions: int, pages: int, page_size: int = PAGE) -> None:
+    """Raise UserError where a request of so many prefix and own prompt tokens can never run, be the cache empty."""
+    room = own + request.sampling.max_new_tokens
+    needs = f"the request {request.window!r} needs {prefix + room} tokens ({prefix + own} of prompt, {request.sampling.max_new_tokens} new)"
+    if not own:
+        raise UserError(f"the request {request.window!r} has an empty prompt")
+    if prefix + room > positions:
+        raise UserError(f"{needs}, and the model has {positions} positions: lower --max-new-tokens")
+    if -(-prefix // page_size) - (-room // page_size) > pages:
+        raise UserError(f"{needs}, more than the cache holds: raise --cache-tokens (now {pages * page_size})")
+
+
+def _next(waiting: Iterator[_Sequence], mistakes: list[UserError]) -> _Sequence | None:
+    """The next sequence; None at the end, or where it cannot be had, which is kept: those that run are to end first."""
+    try:
+        return next(waiting, None)
+    except UserError as mistake:
+        mistakes.append(mistake)
+        return None
 
 
 def _plan(work: list[_Stretch], cache: Cache, device: torch.device) -> Sequences:
