@@ -27,7 +27,6 @@ from torch import Tensor
 
 from harkd.kernels.backend import use_triton
 
-
 HEAD_DIMS = (16, 32, 64, 128)  # what the kernels serve
 
 
@@ -141,7 +140,7 @@ def _served(q: Tensor, backend: str) -> bool:
     """Whether the kernels take q; an error where they were asked for by name."""
     fits = q.shape[2] in HEAD_DIMS and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
     if backend == "triton" and not fits:
-        raise ValueError(f"the Triton attention kernels take half or single precision and head_dim {HEAD_DIMS}, not {q.dtype} and {q.shape[2]}")
+        raise ValueError(f"the Triton attention kernels take half or float32 and head_dim {HEAD_DIMS}, not {q.dtype} and {q.shape[2]}")
     return fits and (backend == "triton" or q.dtype != torch.float32)
 
 

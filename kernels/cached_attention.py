@@ -1,8 +1,8 @@
 """Attention of a few new tokens per sequence over a paged cache, in Triton. The reference is `harkd.kernels.attention`.
 
-New token t of a sequence sees the keys i <= prefix + past + t of one row: its shared prefix, then its own tokens, the new ones last. Key i
-lies on page `table[i // P]`, place `i % P`. The row is cut into splits of a fixed size, each gives a softmax of its own, and a second kernel
-joins them (arXiv 2205.14135, flash decoding):
+New token t of a sequence sees the keys i <= prefix + past + t of one row: its shared prefix, then its own tokens, the new ones last. Each
+of the two lies in its pages: token j on page `table[j // P]`, place `j % P`. The row is cut into splits of a fixed size, each gives a
+softmax of its own, and a second kernel joins them (arXiv 2205.14135, flash decoding):
 
     lse_c = log2 sum_{i in c} 2^S_i     out_c = sum_{i in c} 2^(S_i - lse_c) v_i     out = sum_c 2^(lse_c) out_c / sum_c 2^(lse_c)
 

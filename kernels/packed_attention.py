@@ -54,7 +54,7 @@ def _rows(items_ptr):
 
 @triton.jit
 def _keys(b, shared_blocks, row, end, begin, prefix, length, N: tl.constexpr):
-    """Tile b of keys, the prefix's before its own: (first key, one behind the last to read, one behind the last that the first row sees)."""
+    """Tile b of keys, the prefix's before its own: (first key, one behind the last to read, one behind the last the first row sees)."""
     shared = b < shared_blocks
     stop = tl.where(shared, prefix + length, end)
     return tl.where(shared, prefix + b * N, begin + (b - shared_blocks) * N), stop, tl.where(shared, stop, row + 1)
@@ -132,7 +132,7 @@ def _backward_keys(
 ):  # fmt: skip
     """dK and dV of one tile of keys and one key head, summed over one range of rows and the group's query heads."""
     kv_head = tl.program_id(0)
-    item = items_ptr + 6 * tl.program_id(1)  # first key, one behind the last, first row, one behind the last, causal, row of the partial sum
+    item = items_ptr + 6 * tl.program_id(1)  # first key, one behind the last, rows likewise, causal or not, row of the partial sum or -1
     key, stop, begin, end, causal, part = (
         tl.load(item), tl.load(item + 1), tl.load(item + 2), tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)
     )  # fmt: skip

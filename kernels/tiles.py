@@ -41,6 +41,7 @@ TILES: dict[tuple[str, int, str], Tile] = {
     ("cached", 16, "sm90"): Tile(m=16, n=64, k=256, stages=3),
     ("cached", 64, ANY): Tile(m=64, n=32, k=512),
     ("cached", 64, "sm90"): Tile(m=64, n=64, k=512),
+    ("cached", 64, "gfx942"): Tile(m=64, n=32, k=512, stages=1),
     ("cached", 0, ANY): Tile(m=64, n=32),
     ("cached", 0, "sm90"): Tile(m=64, n=64),
     # size: the rank, padded; m rows and n columns of y or dy, k of the base product's depth

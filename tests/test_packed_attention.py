@@ -16,7 +16,7 @@ from tests.test_attention import draw, plan
 
 KERNELS = ("packed_forward", "packed_backward_rows", "packed_backward_keys")
 PREFIX = Pack([(37, 0, -1), (20, 0, 0), (1, 0, 0), (0, 0, -1), (19, 0, 0), (9, 0, -1)], [(37, 0)])
-TWO = Pack([(3, 0, 1), (18, 0, -1), (21, 0, -1), (5, 0, 0), (20, 0, 1), (0, 0, 1), (4, 0, -1)], [(18, 1), (21, 2)])  # one behind its example
+TWO = Pack([(3, 0, 1), (18, 0, -1), (21, 0, -1), (5, 0, 0), (20, 0, 1), (0, 0, 1), (4, 0, -1)], [(18, 1), (21, 2)])
 
 
 @pytest.fixture
@@ -83,7 +83,8 @@ def test_large_scores():
     """Scores in the hundreds: 2^score overflows, the softmax does not."""
     pack = Pack([(20, 0, -1)], [])
     q, k, v = draw(pack, 1, 1, 16, dtype=torch.float32)
-    ours, plain = (results(partial(attention, sequences=plan(pack), backend=backend), [100 * q, k.requires_grad_(), v]) for backend in ("triton", "torch"))
+    functions = (partial(attention, sequences=plan(pack), backend=backend) for backend in ("triton", "torch"))
+    ours, plain = (results(function, [100 * q, k.requires_grad_(), v]) for function in functions)
     for mine, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
