@@ -142,7 +142,8 @@ def test_every_baseline_has_intervals_and_the_same_figures_each_time(argv, varie
         (again / name).unlink()
     run(main, *EVERY_BASELINE, *argv, "--split", "all", "--out", again)
     assert (again / "metrics.json").read_bytes() == (out / "metrics.json").read_bytes()
-    assert sorted(map(str, lines(path))) == sorted(map(str, lines(out / path.name)))
+    written, before = (sorted(str({**record, "seconds": 0}) for record in lines(file)) for file in (path, out / path.name))
+    assert written == before
 
     run(main, *BASELINES, *argv, "--out", tmp_path / "few")  # a split of two groups
     assert [row["intervals"] for row in json.loads((tmp_path / "few/metrics.json").read_text())["models"]] == [None, None]

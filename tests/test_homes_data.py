@@ -197,9 +197,9 @@ def test_window_size_and_seed_are_options(data):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nosuch:PATH", "unknown data 'nosuch:PATH'.*one of marble:PATH"),
-        ("", "READER:PATH, one of marble:PATH"),
-        ("/some/folder", "READER:PATH, one of marble:PATH"),
+        ("nosuch:PATH", "unknown data 'nosuch:PATH'.*one of simulated, marble:PATH"),
+        ("", "READER:PATH, one of simulated, marble:PATH"),
+        ("/some/folder", "READER:PATH, one of simulated, marble:PATH"),
         ("marble", "names no folder: write marble:PATH"),
         ("marble:", "names no folder: write marble:PATH"),
         ("marble:~no such user/x", "there is no folder ~no such user/x"),
