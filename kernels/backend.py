@@ -10,20 +10,23 @@ import os
 from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 
 def use_triton(backend: str, *tensors: Tensor) -> bool:
     """Whether to run the Triton kernel on these tensors rather than the reference.
 
-    "auto": if they lie on a GPU and triton is installed; "torch": never; "triton": always, on a CPU by Triton's interpreter.
+    "auto": if they lie on a GPU, none is float64, and triton is installed; "torch": never; "triton": always, on a CPU by Triton's
+    interpreter.
     Raises ValueError for another word, and where "triton" cannot be had.
     """
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(f'backend is "auto", "torch" or "triton", not {backend!r}')
     on_gpu = all(tensor.is_cuda for tensor in tensors)
     if backend != "triton":
-        return backend == "auto" and on_gpu and _installed()
+        wide = any(tensor.dtype == torch.float64 for tensor in tensors)  # the kernels sum in float32
+        return backend == "auto" and on_gpu and not wide and _installed()
     if not _installed():
         raise ValueError('backend "triton" needs the package triton, which is not installed')
     if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":

@@ -16,13 +16,18 @@ TRITON_ONLY = {name for name in MODULES if "\nimport triton" in (ROOT / "kernels
 
 
 class OnGpu:
-    is_cuda = True
+    is_cuda, dtype = True, torch.float32
+
+
+class WideOnGpu(OnGpu):
+    dtype = torch.float64
 
 
 def test_the_switch(monkeypatch):
     cpu = torch.zeros(1)
     assert not use_triton("auto", cpu) and not use_triton("torch", cpu) and not use_triton("torch", OnGpu())
     assert use_triton("triton", cpu) and use_triton("triton", OnGpu()) and use_triton("auto", OnGpu()) and not use_triton("auto", OnGpu(), cpu)
+    assert not use_triton("auto", OnGpu(), WideOnGpu())
     with pytest.raises(ValueError, match='backend is "auto", "torch" or "triton"'):
         use_triton("cuda", cpu)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
