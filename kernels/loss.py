@@ -8,9 +8,10 @@ The target is set against the rest of the vocabulary:
 h [N, C] hidden rows, w [V, C] the head, t [N] targets. In this form nothing cancels where the target is nearly certain.
 
 Where the head is frozen (LoRA), logits exist for one tile of rows and vocabulary at a time: its product with w joins a running sum
-that is rescaled when the running maximum grows (as attention does over its keys, arXiv 2205.14135), so that logits are never held for the whole
-vocabulary, the gradient of the rows is finished in the forward pass, and no gradient of the head is made. Where it is trained, `chunk` rows are
-projected at a time and computed again in the backward pass. Products run in the head's dtype, the rest in float32. Source: Cut Your Losses,
+that is rescaled when the running maximum grows (as attention does over its keys, arXiv 2205.14135), so that logits are never held for
+the whole vocabulary, the gradient of the rows is finished in the forward pass, and no gradient of the head is made. Where it is
+trained, `chunk` rows are projected at a time and computed again in the backward pass. Products run in the head's dtype, the rest in
+float32. Source: Cut Your Losses,
 arXiv 2411.09009, for the idea.
 """
 
