@@ -6,11 +6,13 @@ Each `--model` is a row of the comparison, and so is each `--adapter` on its bas
 adapter's mode, with or without reasoning, so that before and after differ in nothing else. Baselines are fitted on the training split
 without noise, whatever is evaluated; with `--folds K` on K - 1 folds each time, and the predictions of all folds are scored together.
 `--data`, given several times, makes as many tables. `metrics.json` holds scores alone, with 95% intervals and every row's difference from
-the first on the same data; what depends on the machine is in `cost.json`.
+the first on the same data; what depends on the machine is in `cost.json`. Where matplotlib is installed, `timeline.png` shows one recording
+of the first data set as the best row sees it; `--report` adds `report.md` and its pictures.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -33,15 +35,20 @@ from harkd.recognition import Machine, check_fit, completions, first_windows, lo
 from harkd.sampling.request import Request
 from harkd.scoring.baselines import BASELINES, baseline
 from harkd.scoring.baselines import answers as baseline_answers
+from harkd.scoring import plots
 from harkd.scoring.intervals import LEAST, paired_differences
 from harkd.scoring.metrics import FIGURES
 from harkd.scoring.predictions import costs, score_records
+from harkd.scoring.report import look, write_report, write_timeline
 from harkd.scoring.table import tables
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harkd.sampling.generator import Completion
+
+
+FILES = ("metrics.json", "predictions-*.jsonl", "timeline.png", "report.md", "report-*.png")
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def evaluate(
     total = sum(1 for dataset in datasets for _ in _windows(settings, dataset))
     models = [row for row in settings.contestants if not row.baseline]
     inputs = digests((row.model for row in models), (row.adapter for row in models))
-    folder = RunFolder(settings.out, "eval", asdict(settings), overwrite, ("metrics.json", "predictions-*.jsonl"), inputs)
+    folder = RunFolder(settings.out, "eval", asdict(settings), overwrite, FILES, inputs)
     if folder.result is not None:
         print(tables(folder.result["models"]))
         return folder.result
@@ -99,9 +106,21 @@ def evaluate(
     for dataset, found in zip(datasets, metrics[:: len(settings.contestants)]):
         print(_told(settings, dataset, found))
     print(f"\n{tables(rows)}")
+    if plots.installed():
+        best = max(rows[: len(settings.contestants)], key=lambda row: row["weighted_f1"] or 0)["name"]
+        records = _records(folder.path / next(row.file for row in settings.contestants if row.name == best), datasets[0])
+        run = look(_windows(settings, datasets[0])).recording
+        write_timeline(folder.path / "timeline.png", run, records, _labels(datasets[0]), best)
     peaks = [cost["peak_memory_bytes"] for cost in spent.values()]
     peak = {name: max(found.get(name, 0) for found in peaks) for name in peaks[-1]}
     return folder.finish({"models": rows}, {"peak_memory_bytes": peak, "models": spent})
+
+
+def report(settings: EvalSettings, result: dict[str, Any], command: str = "", datasets: Sequence[Dataset] = ()) -> None:
+    """Write report.md and its pictures for a run that is done. Raises UserError without matplotlib."""
+    windows = {data.name: _windows(settings, data) for data in datasets or [read(name, settings.options) for name in settings.data]}
+    folder = Path(settings.out)
+    write_report(folder, {row.name: folder / row.file for row in settings.contestants}, windows, result, command)
 
 
 def _windows(settings: EvalSettings, dataset: Dataset, done: Set[str] = frozenset()) -> Iterator[Window]:
@@ -167,6 +186,10 @@ def _model_answers(dataset: Dataset, written: Iterable[tuple[Window, Completion]
         }  # fmt: skip
 
 
+def _records(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
+    return [record for _, record in read_json_lines(path) if record["data"] == dataset.name]
+
+
 def _labels(dataset: Dataset) -> list[str]:
     """The labels on offer in any home, in their order."""
     return list(dict.fromkeys(name for home in dataset.homes for name in home.label_names))
@@ -188,7 +211,7 @@ def _scores(
     """Each contestant's row of the result and its entry in metrics.json."""
     lost, first = list(_lost(settings, dataset)), None
     for contestant in settings.contestants:
-        records = [record for _, record in read_json_lines(folder / contestant.file) if record["data"] == dataset.name]
+        records = _records(folder / contestant.file, dataset)
         scores, confusions = score_records(records, _labels(dataset), lost, reread)
         against = None if first is None else paired_differences(confusions, first)
         first = confusions if first is None else first
@@ -223,6 +246,7 @@ def _parser() -> Parser:
     parser.add_switch("--thinking", None, "reason before the answer; as the adapter was trained, else yes")
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
     parser.add_argument("--limit", type=int, help="only the first so many windows")
+    parser.add_argument("--report", action="store_true", help="write report.md with pictures too, of a run that is done as well")
     parser.add_argument("--overwrite", action="store_true", help="start anew where --out holds a run")
     add_data_arguments(parser)
     add_model_arguments(parser)
@@ -239,7 +263,13 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     samplings = {thinking: sampling_of(args, thinking) for thinking in {row.thinking for row in rows if not row.baseline}}
     rows = [row if row.baseline else replace(row, sampling=samplings[row.thinking]) for row in rows]
     settings = EvalSettings(tuple(rows), args.data, args.out, args.split, args.rules, args.limit, read_options(args), args.dtype)
-    return evaluate(settings, machine=machine_of(args), overwrite=args.overwrite)
+    if args.report:
+        plots.need()  # told before hours of work
+    result = evaluate(settings, machine=machine_of(args), overwrite=args.overwrite)
+    if args.report:
+        report(settings, result, shlex.join(["python", "-m", "harkd.eval", *(sys.argv[1:] if argv is None else argv)]))
+        print(f"the report is in {Path(settings.out) / 'report.md'}")
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

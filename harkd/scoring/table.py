@@ -69,7 +69,7 @@ def confusion_matrix(scores: Scores) -> str:
     numbers = [str(i) for i in range(1, len(scores.labels) + 1)]
     rows = [["true \\ predicted", *numbers, "none"]]
     for number, label, counts in zip(numbers, scores.labels, scores.confusion):
-        rows.append([f"{number.rjust(len(numbers[-1]))} {_shorten(label)}", *(str(count) if count else "." for count in counts)])
+        rows.append([f"{number.rjust(len(numbers[-1]))} {shorten(label)}", *(str(count) if count else "." for count in counts)])
     return align(rows)
 
 
@@ -85,7 +85,7 @@ def _interval(limits: Sequence[float] | None) -> str:
     return f" [{limits[0]:.3f}, {limits[1]:.3f}]" if limits else ""
 
 
-def _shorten(label: str) -> str:
+def shorten(label: str) -> str:
     """Leave out the middle of a long label: names differ at either end ("preparing breakfast", "preparing dinner")."""
     if len(label) <= LONGEST:
         return label
