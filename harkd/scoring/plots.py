@@ -63,7 +63,7 @@ def timeline(path: Path, events: Sequence[Event], predicted: Sequence[str | None
             axes.bar(x, 0.9, 1, y + 0.55, align="edge", color=colour.get(said, "none"), edgecolor=None if said else UNSCORED)
             if true and said not in true:
                 axes.plot(x + 0.5, y + 1, "x", color=INK, markersize=4, markeredgewidth=1)
-        names = [f"{resident or 'nobody'} {lane}" for resident in residents for lane in ("truth", "predicted")]
+        names = [f"{resident or 'unknown'} {lane}" for resident in residents for lane in ("truth", "predicted")]
         axes.set_yticks(range(lanes), names, fontsize=8)
         axes.set_xticks(range(0, len(stretch), 8), [f"{event.time:%H:%M:%S}" for event in stretch[::8]], fontsize=8)
         axes.set(xlim=(0, wide), ylim=(lanes - 0.4, -0.6))
@@ -158,10 +158,10 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _colours() -> list[Any]:
-    """Forty colours, unlike neighbours first."""
+    """39 colours, unlike neighbours first, and without the grey of what is not scored."""
     from matplotlib import colormaps
 
-    maps = (("tab10", range(10)), ("tab20b", range(0, 20, 2)), ("tab20", range(1, 20, 2)), ("tab20b", range(1, 20, 2)))
+    maps = (("tab10", (*range(7), 8, 9)), ("tab20b", range(0, 20, 2)), ("tab20", range(1, 20, 2)), ("tab20b", range(1, 20, 2)))
     return [colormaps[name](i) for name, order in maps for i in order]
 
 
