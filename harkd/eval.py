@@ -23,8 +23,8 @@ import numpy as np
 
 from harkd.contestants import Contestant, check_files, contestants
 from harkd.doors import (
-    Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of, peak_memory, reset_peak_memory,
-    sampling_of,
+    DEFAULT_RUNS, SIMULATED, STUDENT, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of,
+    peak_memory, reset_peak_memory, sampling_of,
 )  # fmt: skip
 from harkd.files import write_json
 from harkd.homes.answer import Answer
@@ -208,12 +208,12 @@ def _score(path: Path, dataset: Dataset, lost: Sequence[tuple[str, Sequence[str]
 
 def _parser() -> Parser:
     parser = Parser("harkd.eval", "Models and baselines label test windows and are scored.")
-    models = f"a folder, a hub id, or {', '.join(f'baseline:{name}' for name in BASELINES)}; may be given several times"
+    models = f"a folder, a hub id, nano-teacher, nano-student, or {', '.join(f'baseline:{name}' for name in BASELINES)}; may be given several times"
     parser.add_argument("--model", action="append", help=models)
     parser.add_argument("--adapter", action="append", default=[], help="a LoRA adapter of one of the models; may be given several times")
-    parser.add_argument("--data", help="READER:PATH, for instance marble:PATH")
+    parser.add_argument("--data", default=SIMULATED, help="READER:PATH, for instance marble:PATH")
     parser.add_argument("--split", default="test", help="train, validation, test or all")
-    parser.add_argument("--out", help="the run's folder")
+    parser.add_argument("--out", default=f"{DEFAULT_RUNS}/eval", help="the run's folder")
     parser.add_switch("--thinking", None, "reason before the answer; as the adapter was trained, else yes")
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
     parser.add_argument("--limit", type=int, help="only the first so many windows")
@@ -227,8 +227,12 @@ def _parser() -> Parser:
 def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     args = parser.parse_args(argv)
-    parser.demand(args, "model", "data", "out")
     parser.at_least_one(args, "limit", "batch", "cache_tokens")
+    if args.model is None:  # the models that ship with harkd, before and after what the other doors did without arguments
+        args.model = [TEACHER, STUDENT, "baseline:majority", "baseline:sensor"]
+        args.adapter = args.adapter or [f"{DEFAULT_RUNS}/adapter"]
+        if not Path(args.adapter[0]).is_dir():
+            parser.error(f"there is no adapter {args.adapter[0]}: run harkd.train first, or name a --model")
     rows = contestants(args.model, args.adapter, args.thinking)
     samplings = {thinking: sampling_of(args, thinking) for thinking in {row.thinking for row in rows if not row.baseline}}
     rows = [row if row.baseline else replace(row, sampling=samplings[row.thinking]) for row in rows]
