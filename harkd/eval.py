@@ -208,7 +208,7 @@ def _score(path: Path, dataset: Dataset, lost: Sequence[tuple[str, Sequence[str]
 
 def _parser() -> Parser:
     parser = Parser("harkd.eval", "Models and baselines label test windows and are scored.")
-    models = f"a folder, a hub id, nano-teacher, nano-student, or {', '.join(f'baseline:{name}' for name in BASELINES)}; may be given several times"
+    models = f"a folder, a hub id, {TEACHER}, {STUDENT}, or {', '.join(f'baseline:{name}' for name in BASELINES)}; several times"
     parser.add_argument("--model", action="append", help=models)
     parser.add_argument("--adapter", action="append", default=[], help="a LoRA adapter of one of the models; may be given several times")
     parser.add_argument("--data", default=SIMULATED, help="READER:PATH, for instance marble:PATH")

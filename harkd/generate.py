@@ -17,7 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harkd.doors import DEFAULT_RUNS, SIMULATED, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of, sampling_of
+from harkd.doors import (
+    DEFAULT_RUNS, SIMULATED, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of,
+    sampling_of,
+)  # fmt: skip
 from harkd.errors import UserError
 from harkd.homes.answer import ANSWER_FORM
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
@@ -172,7 +175,8 @@ def _summary(settings: GenerateSettings, folder: Path, total: int) -> dict[str, 
     for trace in read_traces(folder):
         if not traces:
             user, assistant = trace.messages[-2:]
-            print(f"{trace.window}, as {settings.model} reads it:\n\n{user['content']}\n\n{assistant['reasoning_content']}\n\n{assistant['content']}\n")
+            print(f"{trace.window}, and what {settings.model} wrote about it:\n\n{user['content']}\n")
+            print(f"{assistant['reasoning_content']}\n\n{assistant['content']}\n")
         traces += 1
         correct += trace.agreement == 1
         incomplete += None in trace.answer
@@ -206,7 +210,7 @@ def export_prompts(settings: GenerateSettings, file: Path) -> dict[str, Any]:
 
 def _parser() -> Parser:
     parser = Parser("harkd.generate", "A teacher reasons about windows of sensor events; its answers are kept as traces.")
-    parser.add_argument("--model", default=TEACHER, help="the teacher: a folder in Hugging Face's layout, or a hub id such as Qwen/Qwen3-32B")
+    parser.add_argument("--model", default=TEACHER, help="the teacher: a folder in Hugging Face's layout or a hub id")
     parser.add_argument("--adapter", help="a LoRA adapter for it, in PEFT's layout")
     parser.add_argument("--data", default=SIMULATED, help="READER:PATH, for instance marble:PATH")
     parser.add_argument("--split", default="train", help="train, validation, test or all")

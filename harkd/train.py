@@ -243,7 +243,7 @@ def _check_export(export: Path, out: Path) -> None:
 def _parser() -> Parser:
     default = TrainSettings("", "")
     parser = Parser("harkd.train", "A student learns from a teacher's traces, or from the truth; a LoRA adapter comes out.")
-    parser.add_argument("--model", default=STUDENT, help="the student: a folder in Hugging Face's layout, or a hub id such as Qwen/Qwen3-0.6B")
+    parser.add_argument("--model", default=STUDENT, help="the student: a folder in Hugging Face's layout or a hub id")
     parser.add_argument("--traces", help=f"a folder that harkd.generate wrote; {DEFAULT_RUNS}/traces where none is named")
     parser.add_argument("--out", default=f"{DEFAULT_RUNS}/adapter", help="the run's folder, and the adapter's")
     parser.add_argument("--train-on", choices=["reasoning", "answer", "truth"], default=default.train_on, help="what is learnt")
