@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from harkd.contestants import Contestant, check_files, contestants
 from harkd.doors import (
-    Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of, peak_memory, reset_peak_memory,
-    sampling_of,
+    DEFAULT_RUNS, SIMULATED, STUDENT, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of,
+    peak_memory, reset_peak_memory, sampling_of,
 )  # fmt: skip
 from harkd.errors import UserError
 from harkd.files import write_json
@@ -237,12 +237,12 @@ def _told(settings: EvalSettings, dataset: Dataset, scores: dict[str, Any]) -> s
 
 def _parser() -> Parser:
     parser = Parser("harkd.eval", "Models and baselines label test windows and are scored.")
-    models = f"a folder, a hub id, or {', '.join(f'baseline:{name}' for name in BASELINES)}; may be given several times"
+    models = f"a folder, a hub id, {TEACHER}, {STUDENT}, or {', '.join(f'baseline:{name}' for name in BASELINES)}; several times"
     parser.add_argument("--model", action="append", help=models)
     parser.add_argument("--adapter", action="append", default=[], help="a LoRA adapter of one of the models; may be given several times")
-    parser.add_argument("--data", action="append", help="READER:PATH, for instance marble:PATH; may be given several times")
+    parser.add_argument("--data", action="append", help=f"READER:PATH, for instance marble:PATH, several times; {SIMULATED} without it")
     parser.add_argument("--split", default="test", help="train, validation, test or all")
-    parser.add_argument("--out", help="the run's folder")
+    parser.add_argument("--out", default=f"{DEFAULT_RUNS}/eval", help="the run's folder")
     parser.add_switch("--thinking", None, "reason before the answer; as the adapter was trained, else yes")
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
     parser.add_argument("--limit", type=int, help="only the first so many windows")
@@ -257,12 +257,16 @@ def _parser() -> Parser:
 def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     args = parser.parse_args(argv)
-    parser.demand(args, "model", "data", "out")
     parser.at_least_one(args, "limit", "batch", "cache_tokens")
+    if args.model is None:  # the models that ship with harkd, before and after what the other doors did without arguments
+        args.model = [TEACHER, STUDENT, "baseline:majority", "baseline:sensor"]
+        args.adapter = args.adapter or [f"{DEFAULT_RUNS}/adapter"]
+        if not Path(args.adapter[0]).is_dir():
+            parser.error(f"there is no adapter {args.adapter[0]}: run harkd.train first, or name a --model")
     rows = contestants(args.model, args.adapter, args.thinking)
     samplings = {thinking: sampling_of(args, thinking) for thinking in {row.thinking for row in rows if not row.baseline}}
     rows = [row if row.baseline else replace(row, sampling=samplings[row.thinking]) for row in rows]
-    settings = EvalSettings(tuple(rows), args.data, args.out, args.split, args.rules, args.limit, read_options(args), args.dtype)
+    settings = EvalSettings(tuple(rows), args.data or SIMULATED, args.out, args.split, args.rules, args.limit, read_options(args), args.dtype)
     if args.report:
         plots.need()  # told before hours of work
     result = evaluate(settings, machine=machine_of(args), overwrite=args.overwrite)

@@ -1,6 +1,7 @@
 """Door 2: a student learns from a teacher's traces, and a LoRA adapter comes out.
 
     python -m harkd.train --model Qwen/Qwen3-0.6B --traces runs/traces --out runs/adapter
+    python -m harkd.train                              (nano-student, on what harkd.generate left without arguments)
 
 `--train-on reasoning` learns the teacher's reasoning and answer, `answer` its answer alone, `truth` the true labels of `--data --split`
 without any teacher: the control that every distillation result needs, and the way to train a teacher on a data set. Killed and started
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from harkd.doors import Parser, RunFolder, add_model_arguments, digests, enter, file_digest, read_json
+from harkd.doors import DEFAULT_RUNS, STUDENT, Parser, RunFolder, add_model_arguments, digests, enter, file_digest, read_json
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.answer import ANSWER_FORM
@@ -242,9 +243,9 @@ def _check_export(export: Path, out: Path) -> None:
 def _parser() -> Parser:
     default = TrainSettings("", "")
     parser = Parser("harkd.train", "A student learns from a teacher's traces, or from the truth; a LoRA adapter comes out.")
-    parser.add_argument("--model", help="the student: a folder in Hugging Face's layout or a hub id such as Qwen/Qwen3-0.6B")
-    parser.add_argument("--traces", help="a folder that harkd.generate wrote")
-    parser.add_argument("--out", help="the run's folder, and the adapter's")
+    parser.add_argument("--model", default=STUDENT, help="the student: a folder in Hugging Face's layout or a hub id")
+    parser.add_argument("--traces", help=f"a folder that harkd.generate wrote; {DEFAULT_RUNS}/traces where none is named")
+    parser.add_argument("--out", default=f"{DEFAULT_RUNS}/adapter", help="the run's folder, and the adapter's")
     parser.add_argument("--train-on", choices=["reasoning", "answer", "truth"], default=default.train_on, help="what is learnt")
     kept = "which traces: of at least --min-agreement, the best per window, all"
     parser.add_argument("--keep", choices=["correct", "best", "all"], default=default.keep, help=kept)
@@ -275,8 +276,9 @@ def _parser() -> Parser:
 def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     args = parser.parse_args(argv)
-    parser.demand(args, "model", "out")
     parser.at_least_one(args, "limit")
+    if args.traces is None and args.train_on != "truth":
+        args.traces = f"{DEFAULT_RUNS}/traces"
     names = (
         "model", "out", "traces", "train_on", "keep", "min_agreement", "data", "split", "limit", "rules", "lora_rank", "lora_alpha", "lr",
         "epochs", "batch_tokens", "validation", "seed", "dtype",
