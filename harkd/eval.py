@@ -266,7 +266,8 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     rows = contestants(args.model, args.adapter, args.thinking)
     samplings = {thinking: sampling_of(args, thinking) for thinking in {row.thinking for row in rows if not row.baseline}}
     rows = [row if row.baseline else replace(row, sampling=samplings[row.thinking]) for row in rows]
-    settings = EvalSettings(tuple(rows), args.data or SIMULATED, args.out, args.split, args.rules, args.limit, read_options(args), args.dtype)
+    data = args.data or SIMULATED
+    settings = EvalSettings(tuple(rows), data, args.out, args.split, args.rules, args.limit, read_options(args), args.dtype)
     if args.report:
         plots.need()  # told before hours of work
     result = evaluate(settings, machine=machine_of(args), overwrite=args.overwrite)
