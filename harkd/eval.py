@@ -23,15 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 from harkd.contestants import Contestant, check_files, contestants
 from harkd.doors import (
-    DEFAULT_RUNS, SIMULATED, STUDENT, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of,
-    peak_memory, reset_peak_memory, sampling_of,
+    DEFAULT_RUNS, SIMULATED, STUDENT, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, guiding_of,
+    machine_of, peak_memory, reset_peak_memory, sampling_of,
 )  # fmt: skip
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.events import Window
 from harkd.jsonl import JsonLinesWriter, read_json_lines
-from harkd.recognition import Machine, check_fit, completions, first_windows, load_generator, read_answer, request, reread
+from harkd.recognition import (
+    Guiding, Machine, check_fit, completions, first_windows, load_generator, probabilities, read_answer, request, reread,
+)  # fmt: skip
 from harkd.sampling.request import Request
 from harkd.scoring.baselines import BASELINES, baseline
 from harkd.scoring.baselines import answers as baseline_answers
@@ -63,6 +65,7 @@ class EvalSettings:
     limit: int | None = None
     options: ReadOptions = ReadOptions()
     dtype: str | None = None
+    guiding: Guiding = Guiding()
 
 
     def __post_init__(self) -> None:
@@ -134,7 +137,7 @@ def _windows(settings: EvalSettings, dataset: Dataset, done: Set[str] = frozense
 
 def _asked(contestant: Contestant, settings: EvalSettings, dataset: Dataset, work: Iterable[Window]) -> Iterator[tuple[Window, Request]]:
     """Each window with what a model is asked about it."""
-    how = {"thinking": contestant.thinking, "sampling": contestant.sampling, "rules": settings.rules}
+    how = {"thinking": contestant.thinking, "sampling": contestant.sampling, "rules": settings.rules, "guiding": settings.guiding}
     return ((window, request(dataset.home(window.home), window, **how)) for window in work)
 
 
@@ -178,11 +181,13 @@ def _baseline_answers(contestant: Contestant, settings: EvalSettings, dataset: D
 
 def _model_answers(dataset: Dataset, written: Iterable[tuple[Window, Completion]]) -> Iterator[tuple[Window, dict[str, Any]]]:
     for window, done in written:
-        answer = read_answer(done.text, done.finish_reason, window, dataset.home(window.home).label_names)
+        labels = dataset.home(window.home).label_names
+        answer = read_answer(done.text, done.finish_reason, window, labels)
+        guided = {"guided": True, "probabilities": probabilities(done, labels)} if done.request.answer else {}
         yield window, {
             "answer": answer.labels, "causes": answer.causes, "text": done.text, "finish_reason": done.finish_reason,
             "tokens": {"prompt": done.prompt_tokens, "completion": len(done.ids)},
-            "mean_logprob": sum(done.logprobs) / len(done.logprobs),
+            "mean_logprob": sum(done.logprobs) / len(done.logprobs), **guided,
         }  # fmt: skip
 
 
@@ -266,8 +271,8 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     rows = contestants(args.model, args.adapter, args.thinking)
     samplings = {thinking: sampling_of(args, thinking) for thinking in {row.thinking for row in rows if not row.baseline}}
     rows = [row if row.baseline else replace(row, sampling=samplings[row.thinking]) for row in rows]
-    data = args.data or SIMULATED
-    settings = EvalSettings(tuple(rows), data, args.out, args.split, args.rules, args.limit, read_options(args), args.dtype)
+    data, how = args.data or SIMULATED, (read_options(args), args.dtype, guiding_of(args))
+    settings = EvalSettings(tuple(rows), data, args.out, args.split, args.rules, args.limit, *how)
     if args.report:
         plots.need()  # told before hours of work
     result = evaluate(settings, machine=machine_of(args), overwrite=args.overwrite)
