@@ -5,6 +5,7 @@
 Each `--model` is a row of the comparison, and so is each `--adapter` on its base. A base that an adapter was trained on is evaluated in the
 adapter's mode, with or without reasoning, so that before and after differ in nothing else. Baselines are fitted on the training split
 without noise, whatever is evaluated; with `--folds K` on K - 1 folds each time, and the predictions of all folds are scored together.
+A model is not fitted here: with folds it is scored on windows that its adapter must not have been trained on.
 `--data`, given several times, makes as many tables. `metrics.json` holds scores alone, with 95% intervals and every row's difference from
 the first on the same data; what depends on the machine is in `cost.json`. Where matplotlib is installed, `timeline.png` shows one recording
 of the first data set as the best row sees it; `--report` adds `report.md` and its pictures.
@@ -93,6 +94,8 @@ def evaluate(
         check_files(contestant)
         asked = (one for dataset in datasets for _, one in _asked(contestant, settings, dataset, _windows(settings, dataset)))
         check_fit(contestant.model, asked, machine)
+    if any(row.adapter for row in models) and any(len(dataset.folded()) > 1 for dataset in datasets):
+        print("warning: --folds scores all windows, also those that an adapter was trained on; --fold N tests one fold", file=sys.stderr)
     as_device(machine.device)
     folder.begin()
     spent: dict[str, dict[str, Any]] = {}

@@ -8,7 +8,8 @@
 A window is labelled as soon as it is full, or when its oldest event has waited for --max-wait seconds; in a burst as many full windows at
 once as --batch says. What comes in first goes out first, and nothing is lost: what reads ahead waits when CAPACITY events do. The prompt
 that all windows share is computed once and stays in the cache. A line that is no event is told on stderr and left out. At the end of the
-input what waits is labelled, and the last line counts the events and the lines that were skipped.
+input what waits is labelled, and the last line counts the events and the lines that were skipped. With `--out FILE` answers are appended
+there in place of stdout, and the same command, given the same events again, goes on behind the last one that has an answer.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from harkd.homes.events import Event, Home, Window
 from harkd.homes.prompt import CONTROL
 from harkd.homes.readers.common import clock
 from harkd.homes.readers.csv_home import read_home
+from harkd.jsonl import JsonLinesWriter, read_json_lines
 from harkd.qwen3.template import CLOSE, OPEN
 from harkd.recognition import Guiding, Machine, load_generator, mode, probabilities, read_answer, request
 from harkd.sampling.request import Sampling, recommended
@@ -141,9 +143,12 @@ class Live:
 
 
 def serve(
-    recognizer: Recognizer, lines: Iterable[bytes], write: Callable[[dict[str, Any]], None], max_wait: float = 60.0, reasoning: bool = False
-) -> dict[str, int]:
-    """Label the events in JSON lines, read ahead in a thread of its own, and `write` an object for each. Returns counts."""
+    recognizer: Recognizer, lines: Iterable[bytes], write: Callable[[dict[str, Any]], None], max_wait: float = 60.0,
+    reasoning: bool = False, done: int = 0,
+) -> dict[str, int]:  # fmt: skip
+    """Label the events in JSON lines but for the first `done`, read ahead in a thread of its own, and `write` an object for each. Returns
+    counts.
+    """
     live, told, counts = Live(recognizer, max_wait), deque[dict[str, Any]](), Counter(events=0, skipped=0)
 
     def take() -> None:
@@ -157,8 +162,9 @@ def serve(
                     print(f"line {number} is skipped: {error}", file=sys.stderr)
                     continue
                 counts["events"] += 1
-                told.append(given)
-                live.put(event)
+                if counts["events"] > done:
+                    told.append(given)
+                    live.put(event)
         finally:
             live.close()
 
@@ -213,6 +219,7 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--max-wait", type=float, default=60.0, metavar="SECONDS", help="longest wait of an event for its window to fill")
     parser.add_switch("--thinking", None, "reason before the answer; as the adapter was trained, else no")
     parser.add_argument("--reasoning", action="store_true", help="tell the reasoning too")
+    parser.add_argument("--out", metavar="FILE", help="append the answers there, and go on behind those that it holds")
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
     add_model_arguments(parser)
     add_sampling_arguments(parser)
@@ -223,7 +230,11 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
         args.temperature = 0.0
     how = {"thinking": thinking, "sampling": sampling_of(args, thinking), "window": args.window, "rules": args.rules, "dtype": args.dtype}
     recognizer = Recognizer.load(args.model, args.adapter, args.home, **how, machine=machine_of(args))
-    return serve(recognizer, sys.stdin.buffer, lambda told: print(json.dumps(told), flush=True), args.max_wait, args.reasoning)
+    if args.out is None:
+        return serve(recognizer, sys.stdin.buffer, lambda told: print(json.dumps(told), flush=True), args.max_wait, args.reasoning)
+    with JsonLinesWriter(Path(args.out)) as writer:
+        done = sum(1 for _ in read_json_lines(writer.path))
+        return serve(recognizer, sys.stdin.buffer, writer.append, args.max_wait, args.reasoning, done)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -194,6 +194,26 @@ def test_the_door_answers_while_events_still_come(model, tmp_path):
     assert process.returncode == 0 and last[0]["state"] == "state 5" and last[1:] == [{"events": 4, "skipped": 0}]
 
 
+def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path):
+    """Each event has one answer, in order, wherever the first run was killed; a torn line is written again."""
+    given, path = b"".join(line(n) + b"\n" for n in range(12)), tmp_path / "answers.jsonl"
+    argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", "simulated:D0", "--window", "2", "--out", str(path)]
+    process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(given[: given.index(b"state 5")])  # up to the middle of a line
+    process.stdin.flush()
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    with open(path, "ab") as file:
+        file.write(b'{"time": "2024')
+    done = subprocess.run(argv, cwd=ROOT, input=given, capture_output=True)
+    assert done.returncode == 0 and json.loads(done.stdout) == {"events": 12, "skipped": 0}
+    assert [row["state"] for row in lines(path)] == [f"state {n}" for n in range(12)] and all(row["activity"] for row in lines(path))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
