@@ -168,7 +168,7 @@ def _predict(
                     where = {"data": dataset.name, "window": window.id, "home": window.home, "group": window.group}
                     last, before = time.perf_counter(), last
                     took = {"seconds": round(last - before, 6)}
-                    writer.append({**where, "recording": window.recording, "truth": truth, **record, **took})
+                    writer.append({**where, "recording": window.recording, "truth": truth, **record, **took}, sync=generator is not None)
                     progress.update()
     return {"parameters": sum(p.numel() for p in parameters), "bytes": sum(p.nbytes for p in parameters)}
 
