@@ -253,7 +253,7 @@ def _parser() -> Parser:
     parser.add_argument("--out", default=f"{DEFAULT_RUNS}/eval", help="the run's folder")
     parser.add_switch("--thinking", None, "reason before the answer; as the adapter was trained, else yes")
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
-    parser.add_argument("--limit", type=int, help="only the first so many windows")
+    parser.add_argument("--limit", type=int, help="only the first so many windows of each data set and fold")
     parser.add_argument("--report", action="store_true", help="write report.md with pictures too, of a run that is done as well")
     parser.add_argument("--overwrite", action="store_true", help="start anew where --out holds a run")
     add_data_arguments(parser)

@@ -229,12 +229,14 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     if args.temperature is None and not thinking:
         args.temperature = 0.0
     how = {"thinking": thinking, "sampling": sampling_of(args, thinking), "window": args.window, "rules": args.rules, "dtype": args.dtype}
+    try:
+        writer = JsonLinesWriter(Path(args.out)) if args.out else None
+    except OSError as error:
+        raise UserError(f"{args.out} cannot be written: {error.strerror}") from None
+    done = sum(1 for _ in read_json_lines(writer.path)) if writer else 0
     recognizer = Recognizer.load(args.model, args.adapter, args.home, **how, machine=machine_of(args))
-    if args.out is None:
-        return serve(recognizer, sys.stdin.buffer, lambda told: print(json.dumps(told), flush=True), args.max_wait, args.reasoning)
-    with JsonLinesWriter(Path(args.out)) as writer:
-        done = sum(1 for _ in read_json_lines(writer.path))
-        return serve(recognizer, sys.stdin.buffer, writer.append, args.max_wait, args.reasoning, done)
+    write = writer.append if writer else lambda told: print(json.dumps(told), flush=True)
+    return serve(recognizer, sys.stdin.buffer, write, args.max_wait, args.reasoning, done)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

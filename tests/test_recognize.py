@@ -221,6 +221,7 @@ def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path):
         (["--model", "{model}", "--home", "/nowhere"], "there is no home /nowhere"),
         (["--model", "{model}", "--home", "simulated:X"], "there is no simulated home"),
         (["--model", "{model}", "--home", "simulated:D0", "--window", "0"], "--window must be at least 1"),
+        (["--model", "{model}", "--home", "simulated:D0", "--out", "/nowhere/x"], "/nowhere/x cannot be written"),
     ],
 )
 def test_mistakes_are_told(model, flags, message):

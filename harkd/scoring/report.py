@@ -115,7 +115,7 @@ def _counts(scores: Mapping[str, Any], split: str) -> str:
 def _pictures(folder: Path, number: int, scores: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Draw what the figures of one data set give. Returns their Markdown."""
     text = []
-    for place, row in enumerate(scores, 1):
+    for place, row in enumerate(scores if scores[0]["scored"] else (), 1):
         name = f"report-confusion-{number}-{place}.png"
         plots.confusion(folder / name, row, row["name"])
         text.append(f"![confusion of {row['name']}]({name})")
