@@ -23,7 +23,7 @@ from typing import Any
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.prompt import TEMPLATE_VERSION
-from harkd.recognition import Machine
+from harkd.recognition import Guiding, Machine
 from harkd.sampling.request import Sampling, recommended
 
 DEFAULT_RUNS = "runs/default"  # what the doors read and write where they are told nothing,
@@ -89,19 +89,29 @@ def add_sampling_arguments(parser: Parser) -> None:
     group.add_argument("--min-p", type=float, help="recommended 0")
     group.add_argument("--presence-penalty", type=float, help="0 to 2 against endless repetition")
     group.add_argument("--max-new-tokens", type=int, help="4096 with reasoning, 1024 without")
+    group.add_argument("--max-thinking", type=int, help="close the reasoning after so many tokens and go to the answer")
     group.add_argument("--seed", type=int, default=0, help="of the sampling noise")
+    group.add_argument("--guided", action="store_true", help="choose the labels alone: the answer's form is given, and never malformed")
+    group.add_argument("--exact-probabilities", action="store_true", help="with --guided: of every label, also where several begin alike")
     group.add_argument("--batch", type=int, default=16, help="completions written at once")
     group.add_argument("--cache-tokens", type=int, default=65536, help="room of the key/value cache")
 
 
 def sampling_of(args: argparse.Namespace, thinking: bool) -> Sampling:
     """The Sampling that the flags ask for in this mode; warns of greedy reasoning, which Qwen3 answers with endless repetition."""
-    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_new_tokens", "seed")
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_new_tokens", "max_thinking", "seed")
     sampling = replace(recommended(thinking), **{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     if thinking and sampling.temperature == 0:
         warning = "greedy decoding with reasoning tends to repeat itself without end in Qwen3; it recommends --temperature 0.6"
         print(f"warning: {warning}", file=sys.stderr)
     return sampling
+
+
+def guiding_of(args: argparse.Namespace) -> Guiding:
+    """What --guided and --exact-probabilities ask for. Raises UserError for the second without the first."""
+    if args.exact_probabilities and not args.guided:
+        raise UserError("--exact-probabilities are those of guided answers: give --guided too")
+    return Guiding(args.guided, args.exact_probabilities)
 
 
 def machine_of(args: argparse.Namespace) -> Machine:

@@ -5,6 +5,7 @@
 Each `--model` is a row of the comparison, and so is each `--adapter` on its base. A base that an adapter was trained on is evaluated in the
 adapter's mode, with or without reasoning, so that before and after differ in nothing else. Baselines are fitted on the training split
 without noise, whatever is evaluated; with `--folds K` on K - 1 folds each time, and the predictions of all folds are scored together.
+A model is not fitted here: with folds it is scored on windows that its adapter must not have been trained on.
 `--data`, given several times, makes as many tables. `metrics.json` holds scores alone, with 95% intervals and every row's difference from
 the first on the same data; what depends on the machine is in `cost.json`. Where matplotlib is installed, `timeline.png` shows one recording
 of the first data set as the best row sees it; `--report` adds `report.md` and its pictures.
@@ -23,15 +24,17 @@ from typing import TYPE_CHECKING, Any
 
 from harkd.contestants import Contestant, check_files, contestants
 from harkd.doors import (
-    DEFAULT_RUNS, SIMULATED, STUDENT, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of,
-    peak_memory, reset_peak_memory, sampling_of,
+    DEFAULT_RUNS, SIMULATED, STUDENT, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, guiding_of,
+    machine_of, peak_memory, reset_peak_memory, sampling_of,
 )  # fmt: skip
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.events import Window
 from harkd.jsonl import JsonLinesWriter, read_json_lines
-from harkd.recognition import Machine, check_fit, completions, first_windows, load_generator, read_answer, request, reread
+from harkd.recognition import (
+    Guiding, Machine, check_fit, completions, first_windows, load_generator, probabilities, read_answer, request, reread,
+)  # fmt: skip
 from harkd.sampling.request import Request
 from harkd.scoring.baselines import BASELINES, baseline
 from harkd.scoring.baselines import answers as baseline_answers
@@ -63,6 +66,7 @@ class EvalSettings:
     limit: int | None = None
     options: ReadOptions = ReadOptions()
     dtype: str | None = None
+    guiding: Guiding = Guiding()
 
 
     def __post_init__(self) -> None:
@@ -90,6 +94,8 @@ def evaluate(
         check_files(contestant)
         asked = (one for dataset in datasets for _, one in _asked(contestant, settings, dataset, _windows(settings, dataset)))
         check_fit(contestant.model, asked, machine)
+    if any(row.adapter for row in models) and any(len(dataset.folded()) > 1 for dataset in datasets):
+        print("warning: --folds scores all windows, also those that an adapter was trained on; --fold N tests one fold", file=sys.stderr)
     as_device(machine.device)
     folder.begin()
     spent: dict[str, dict[str, Any]] = {}
@@ -134,7 +140,7 @@ def _windows(settings: EvalSettings, dataset: Dataset, done: Set[str] = frozense
 
 def _asked(contestant: Contestant, settings: EvalSettings, dataset: Dataset, work: Iterable[Window]) -> Iterator[tuple[Window, Request]]:
     """Each window with what a model is asked about it."""
-    how = {"thinking": contestant.thinking, "sampling": contestant.sampling, "rules": settings.rules}
+    how = {"thinking": contestant.thinking, "sampling": contestant.sampling, "rules": settings.rules, "guiding": settings.guiding}
     return ((window, request(dataset.home(window.home), window, **how)) for window in work)
 
 
@@ -162,7 +168,7 @@ def _predict(
                     where = {"data": dataset.name, "window": window.id, "home": window.home, "group": window.group}
                     last, before = time.perf_counter(), last
                     took = {"seconds": round(last - before, 6)}
-                    writer.append({**where, "recording": window.recording, "truth": truth, **record, **took})
+                    writer.append({**where, "recording": window.recording, "truth": truth, **record, **took}, sync=generator is not None)
                     progress.update()
     return {"parameters": sum(p.numel() for p in parameters), "bytes": sum(p.nbytes for p in parameters)}
 
@@ -178,11 +184,13 @@ def _baseline_answers(contestant: Contestant, settings: EvalSettings, dataset: D
 
 def _model_answers(dataset: Dataset, written: Iterable[tuple[Window, Completion]]) -> Iterator[tuple[Window, dict[str, Any]]]:
     for window, done in written:
-        answer = read_answer(done.text, done.finish_reason, window, dataset.home(window.home).label_names)
+        labels = dataset.home(window.home).label_names
+        answer = read_answer(done.text, done.finish_reason, window, labels)
+        guided = {"guided": True, "probabilities": probabilities(done, labels)} if done.request.answer else {}
         yield window, {
             "answer": answer.labels, "causes": answer.causes, "text": done.text, "finish_reason": done.finish_reason,
             "tokens": {"prompt": done.prompt_tokens, "completion": len(done.ids)},
-            "mean_logprob": sum(done.logprobs) / len(done.logprobs),
+            "mean_logprob": sum(done.logprobs) / len(done.logprobs), **guided,
         }  # fmt: skip
 
 
@@ -245,7 +253,7 @@ def _parser() -> Parser:
     parser.add_argument("--out", default=f"{DEFAULT_RUNS}/eval", help="the run's folder")
     parser.add_switch("--thinking", None, "reason before the answer; as the adapter was trained, else yes")
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
-    parser.add_argument("--limit", type=int, help="only the first so many windows")
+    parser.add_argument("--limit", type=int, help="only the first so many windows of each data set and fold")
     parser.add_argument("--report", action="store_true", help="write report.md with pictures too, of a run that is done as well")
     parser.add_argument("--overwrite", action="store_true", help="start anew where --out holds a run")
     add_data_arguments(parser)
@@ -266,7 +274,8 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     rows = contestants(args.model, args.adapter, args.thinking)
     samplings = {thinking: sampling_of(args, thinking) for thinking in {row.thinking for row in rows if not row.baseline}}
     rows = [row if row.baseline else replace(row, sampling=samplings[row.thinking]) for row in rows]
-    settings = EvalSettings(tuple(rows), args.data or SIMULATED, args.out, args.split, args.rules, args.limit, read_options(args), args.dtype)
+    data, how = args.data or SIMULATED, (read_options(args), args.dtype, guiding_of(args))
+    settings = EvalSettings(tuple(rows), data, args.out, args.split, args.rules, args.limit, *how)
     if args.report:
         plots.need()  # told before hours of work
     result = evaluate(settings, machine=machine_of(args), overwrite=args.overwrite)

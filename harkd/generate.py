@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harkd.doors import (
-    DEFAULT_RUNS, SIMULATED, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of,
-    sampling_of,
+    DEFAULT_RUNS, SIMULATED, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, guiding_of,
+    machine_of, sampling_of,
 )  # fmt: skip
 from harkd.errors import UserError
 from harkd.homes.answer import ANSWER_FORM
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.events import Window
 from harkd.homes.prompt import TEMPLATE_VERSION, prompt
-from harkd.recognition import Machine, check_fit, completions, first_windows, load_generator, mode, read_answer, request
+from harkd.recognition import (
+    Guiding, Machine, check_fit, completions, first_windows, load_generator, mode, probabilities, read_answer, request,
+)  # fmt: skip
 from harkd.sampling.request import Sampling, recommended
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class GenerateSettings:
     options: ReadOptions = ReadOptions()
     dtype: str | None = None
     import_completions: str | None = None
+    guiding: Guiding = Guiding()
 
     def __post_init__(self) -> None:
         if self.sampling is None:
@@ -97,6 +100,7 @@ class _Written:
     text: str
     finish_reason: str
     tokens: dict[str, int]
+    probabilities: list[dict[str, float]] | None = None
 
 
 Work = Iterable[tuple[Window, int]]  # windows and samples that lack a trace
@@ -112,7 +116,7 @@ def _work(settings: GenerateSettings, dataset: Dataset, done: Set[tuple[str, int
 
 def _generated(settings: GenerateSettings, dataset: Dataset, machine: Machine) -> Answering:
     """Load the teacher, to be run here, on many windows at a time."""
-    ask = partial(request, thinking=settings.thinking, sampling=settings.sampling, rules=settings.rules)
+    ask = partial(request, thinking=settings.thinking, sampling=settings.sampling, rules=settings.rules, guiding=settings.guiding)
     windows = first_windows(dataset, settings.split, settings.limit)
     check_fit(settings.model, (ask(dataset.home(window.home), window) for window in windows), machine)
     generator = load_generator(settings.model, settings.adapter, settings.dtype, machine)
@@ -121,7 +125,8 @@ def _generated(settings: GenerateSettings, dataset: Dataset, machine: Machine) -
         asked = ((window, ask(dataset.home(window.home), window, sample=sample)) for window, sample in work)
         for window, done in completions(generator, asked):
             tokens = {"prompt": done.prompt_tokens, "completion": len(done.ids)}
-            yield window, _Written(done.request.sample, done.text, done.finish_reason, tokens)
+            labels = dataset.home(window.home).label_names
+            yield window, _Written(done.request.sample, done.text, done.finish_reason, tokens, probabilities(done, labels))
 
     return answering
 
@@ -163,6 +168,7 @@ def _trace(settings: GenerateSettings, dataset: Dataset, window: Window, written
         labels=list(home.label_names), messages=messages, answer=list(answer.labels), causes=answer.causes, truth=truth,
         agreement=agreement(answer.labels, truth), tokens=written.tokens, finish_reason=written.finish_reason, seed=settings.sampling.seed,
         model=settings.model, thinking=settings.thinking, template=TEMPLATE_VERSION, answer_form=ANSWER_FORM,
+        guided=settings.guiding.guided, probabilities=written.probabilities,
     )  # fmt: skip
 
 
@@ -235,13 +241,15 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     if args.export_prompts and args.import_completions:
         parser.error("--export-prompts writes questions and --import-completions reads answers: give one of them")
+    if args.guided and (args.export_prompts or args.import_completions):
+        parser.error("--guided is for a model that runs here")
     parser.at_least_one(args, "samples", "limit", "batch", "cache_tokens")
     thinking = mode(args.adapter, args.thinking)
     out = args.out or ("" if args.export_prompts else f"{DEFAULT_RUNS}/traces")
     settings = GenerateSettings(
         model=args.model, adapter=args.adapter, data=args.data, out=out, split=args.split, samples=args.samples,
         thinking=thinking, rules=args.rules, limit=args.limit, sampling=sampling_of(args, thinking), options=read_options(args),
-        dtype=args.dtype, import_completions=args.import_completions,
+        dtype=args.dtype, import_completions=args.import_completions, guiding=guiding_of(args),
     )  # fmt: skip
     if args.export_prompts:
         return export_prompts(settings, Path(args.export_prompts))

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from harkd.errors import UserError
-from harkd.homes.answer import ANSWER_FORM, CUT_OFF, Answer, parse_answer
+from harkd.homes.answer import ANSWER_FORM, CUT_OFF, Answer, Text, answer_shape, parse_answer
 from harkd.homes.dataset import Dataset
 from harkd.homes.events import Home, Window
 from harkd.homes.prompt import TEMPLATE_VERSION, prompt
@@ -43,14 +43,13 @@ def check_fit(model: str, requests: Iterable[Request], machine: Machine) -> None
     from harkd.qwen3.config import read_config
     from harkd.qwen3.hub import resolve
     from harkd.qwen3.tokenizer import load_tokenizer
-    from harkd.sampling.generator import PAGE, check
+    from harkd.sampling.generator import PAGE
+    from harkd.sampling.intake import Intake
 
-    positions, tokenizer = read_config(resolve(model)).max_position_embeddings, load_tokenizer(model)
-    prefixes: dict[str, int] = {}
+    positions, pages = read_config(resolve(model)).max_position_embeddings, -(-machine.cache_tokens // PAGE)
+    intake = Intake(load_tokenizer(model), positions, pages, PAGE)
     for asked in requests:
-        if asked.prefix not in prefixes:
-            prefixes[asked.prefix] = len(tokenizer.encode(asked.prefix))
-        check(asked, prefixes[asked.prefix], len(tokenizer.encode(asked.prompt)), positions, -(-machine.cache_tokens // PAGE))
+        intake.open(asked)
 
 
 def completions(generator: Generator, asked: Iterable[tuple[Window, Request]]) -> Iterator[tuple[Window, Completion]]:
@@ -66,11 +65,28 @@ def completions(generator: Generator, asked: Iterable[tuple[Window, Request]]) -
         yield windows.pop((done.request.window, done.request.sample)), done
 
 
-def request(home: Home, window: Window, *, thinking: bool, sampling: Sampling, rules: bool = True, sample: int = 0) -> Request:
+@dataclass(frozen=True)
+class Guiding:
+    """Whether the answer's form is given and only the labels are chosen; `exact`: with the probabilities of all labels."""
+
+    guided: bool = False
+    exact: bool = False
+
+
+def request(
+    home: Home, window: Window, *, thinking: bool, sampling: Sampling, rules: bool = True, sample: int = 0, guiding: Guiding = Guiding()
+) -> Request:
     """The rendered prompt of a window, split behind the prefix that all windows of the home share."""
     text = chat(prompt(home, window, rules=rules), thinking=thinking, generation_prompt=True)
     prefix, rest = split_prefix(text)
-    return Request(window.id, rest, prefix, sample, sampling)
+    shape = answer_shape(len(window.events), home.label_names) if guiding.guided else ()
+    answer = tuple(part.text if isinstance(part, Text) else part.options for part in shape)
+    return Request(window.id, rest, prefix, sample, sampling, answer, thinking, guiding.exact)
+
+
+def probabilities(done: Completion, labels: Sequence[str]) -> list[dict[str, float]] | None:
+    """Of a guided answer, {label: p} of each event to six digits; the labels that are not named share what lacks of 1 (see guide.py)."""
+    return done.probabilities and [{labels[i]: float(f"{p:.6g}") for i, p in sorted(event.items())} for event in done.probabilities]
 
 
 def read_answer(text: str, finish_reason: str, window: Window | int, labels: Sequence[str], *, normalise: bool = False) -> Answer:

@@ -224,3 +224,9 @@ def test_a_base_that_was_replaced_is_other_settings(argv, model, tmp_path):
     tiny_model(base, seed=7, num_hidden_layers=1)
     code, _, _, err = outcome(main, *argv)
     assert code == 2 and f"other settings (inputs.{base}: " in err and err.count("\n") == 1
+
+
+def test_folds_warn_of_what_an_adapter_was_trained_on(argv, adapter, tmp_path):
+    code, result, _, err = outcome(main, *argv, "--adapter", adapter, "--folds", 2, "--limit", 1)
+    assert code == 0 and len(result["models"]) == 2 and "warning: --folds scores all windows" in err
+    assert "warning" not in outcome(main, *argv, "--folds", 2, "--limit", 1, "--out", tmp_path / "plain")[3]

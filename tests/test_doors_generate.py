@@ -16,7 +16,7 @@ from tests.door_cases import child, content, data, kill, lines, model, outcome, 
 
 FIELDS = {
     "data", "home", "group", "recording", "window", "sample", "labels", "messages", "answer", "causes", "truth", "agreement", "tokens", "finish_reason", "seed", "model",
-    "thinking", "template", "answer_form",
+    "thinking", "template", "answer_form", "guided", "probabilities",
 }  # fmt: skip
 
 

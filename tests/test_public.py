@@ -36,7 +36,7 @@ def test_homes_needs_no_torch(module):
     assert not {"torch", "numpy"} & loaded(f"import {module}")
 
 
-@pytest.mark.parametrize("door", ["generate", "train", "eval"])
+@pytest.mark.parametrize("door", ["generate", "train", "eval", "recognize"])
 def test_a_doors_help_and_mistakes_do_not_wait_for_torch(door):
     parse = f"from harkd.{door} import main; assert main(['--nonsense']) == 2 and main(['--help']) == 0"
     code = f"import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n    {parse}"

@@ -27,6 +27,16 @@ def test_what_is_written_is_read_and_the_system_text_is_stored_once(folder):
     assert list(json.loads((folder / "traces.jsonl").read_text().splitlines()[0])["messages"][0]) == ["role", "hash"]
 
 
+def test_probabilities_are_kept_and_traces_from_before_have_none(folder):
+    probabilities = [{"COOKING": 0.75, "EATING": 0.25}, {"EATING": 1.0}]
+    with TraceWriter(folder) as writer:
+        writer.write(make_trace("c", 0, guided=True, probabilities=probabilities))
+    _edit(folder, 0, lambda record: (record.pop("guided"), record.pop("probabilities")))
+    traces = list(read_traces(folder))
+    assert traces[0] == make_trace("a", 0) and (traces[0].guided, traces[0].probabilities) == (False, None)
+    assert (traces[3].guided, traces[3].probabilities) == (True, probabilities)
+
+
 def test_any_text_survives(tmp_path):
     content = "\ud800 \x00 \u2028 \r\n \U0001f600"
     trace = make_trace(messages=[{"role": "user", "content": content}, {"role": "assistant", "content": content}])
@@ -112,6 +122,7 @@ def _edit(folder, line, change):
         (lambda record: record.pop("truth"), "line 2: the field 'truth' is missing"),
         (lambda record: record["answer"].pop(), "line 2: .* form of a trace"),
         (lambda record: record.update(messages=[]), "line 2: .* form of a trace"),
+        (lambda record: record.update(probabilities=[{}]), "line 2: .* form of a trace"),
         (lambda record: record.update(tokens=None), "line 2: .* form of a trace"),
         (lambda record: record["messages"][1].update(content=None), "line 2: .* form of a trace"),
         (lambda record: record["messages"][1].pop("content"), "line 2: .* form of a trace"),

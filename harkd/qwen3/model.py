@@ -13,6 +13,8 @@ dtype. Source: Qwen3 technical report, arXiv 2505.09388; config.json of the mode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -147,9 +149,12 @@ class Qwen3(nn.Module):
             hidden, x = following.add(hidden, layer.mlp(x, backend), backend)
         return x
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] in float32 (float64 for float64 weights) of rows [N, C]; the product itself runs in the weights' dtype."""
-        logits = F.linear(hidden, self.head_weight)
+    def head(self, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+        """Logits [N, V] in float32 (float64 for float64 weights) of rows [N, C], or those of some ids alone.
+
+        The product itself runs in the weights' dtype.
+        """
+        logits = F.linear(hidden, self.head_weight if ids is None else self.head_weight[ids])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def logits(self, ids: Tensor) -> Tensor:

@@ -1,36 +1,41 @@
-"""Many completions at once over one cache: continuous batching with chunked prefill and shared prefixes.
+"""Many completions at once over one cache: continuous batching with chunked prefill, shared prefixes, and answers that are guided.
 
 Each step is one packed forward of, for every running sequence, the tokens that its cache lacks: one for a sequence that is writing, a
-stretch of the prompt for a new one, under a budget of tokens. Where a sequence's prompt is complete, its last row gives the next token. A
-sequence that ends gives its pages to the next request at once. A prefix that requests share is computed once and its pages are read by all
-of them.
+known stretch of a guided answer, a part of a prompt or of the prefix before it, under a budget of tokens. Where all tokens of a sequence
+are in, its last row gives the next one. A sequence that ends gives its pages to the next request at once. A prefix that requests share is
+computed once and its pages are read by all of them.
+
+Pages: while there are enough a sequence takes all that it may come to need, one behind the other. When they run out, these go by and by:
+prefixes that nobody uses, pages that were taken in advance, and the youngest sequence's, which is computed again when there is room.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from harkd.errors import UserError
-from harkd.kernels.attention import Sequences
 from harkd.qwen3.cache import Cache
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import Tokenizer
-from harkd.sampling.request import Request, Sampling
-from harkd.sampling.sampler import noise_key, sample, uniform
-
+from harkd.sampling.intake import Intake
+from harkd.sampling.request import Request
+from harkd.sampling.sampler import sample, uniform
+from harkd.sampling.sequence import Run, Sequence, pack
 
 PAGE = 32  # tokens
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What was written: ids without the stop token, logprobs of all sampled tokens (the stop token's too), "stop" or "length"."""
+    """What was written: ids without the stop token, "stop" or "length", and the logprob of every token, the stop token's too.
+
+    In a guided answer a known token's logprob is 0, a chosen one's is that among the tokens it was chosen from; `probabilities` has for
+    each choice {option: p} (see sampling/guide.py).
+    """
 
     request: Request
     text: str
@@ -38,46 +43,7 @@ class Completion:
     logprobs: list[float]
     finish_reason: str
     prompt_tokens: int
-
-
-@dataclass(eq=False)
-class _Prefix:
-    """A shared prefix: `past` of its ids lie in the cache, in `pages`, and `users` running sequences read them."""
-
-    ids: list[int]
-    pages: list[int] = field(default_factory=list)
-    past: int = 0
-    users: int = 0
-
-
-@dataclass(eq=False)
-class _Sequence:
-    """A request and how far it has come: `past` of its own tokens lie in the cache, `pending` are the next to enter it."""
-
-    request: Request
-    key: int
-    prefix: _Prefix
-    pending: list[int]
-    prompt_tokens: int  # with the prefix
-    room: int  # own tokens, prompt and new ones, that it needs pages for
-    pages: list[int] = field(default_factory=list)
-    past: int = 0
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-
-class _Stretch(NamedTuple):
-    """New tokens of a sequence or prefix, behind `past` own ones and a prefix in the cache."""
-
-    tokens: list[int]
-    past: int
-    pages: list[int]
-    prefix: _Prefix
-
-    @property
-    def begin(self) -> int:
-        """The position of the first new token."""
-        return len(self.prefix.ids) + self.past
+    probabilities: list[dict[int, float]] | None = None
 
 
 class Generator:
@@ -86,7 +52,7 @@ class Generator:
     Prefixes stay in the cache from one call of `generate` to the next: make a new Generator when the model's weights have changed.
 
     Args: batch: sequences that run at once; cache_tokens: room of the cache, shared by prefixes and sequences; page_size: tokens in a page;
-    step_tokens: most tokens of one forward, at least one for each running sequence.
+    step_tokens: most tokens of one forward; it is halved when a step finds no memory.
     """
 
     def __init__(
@@ -97,188 +63,188 @@ class Generator:
         self.model, self.tokenizer, self.batch, self.step_tokens = model, tokenizer, batch, max(step_tokens, batch)
         self.cache = Cache(model.config, -(-cache_tokens // page_size), page_size, model.dtype, model.device)
         self.vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)  # ids above are padding of the head
-        self.prefixes: dict[str, _Prefix] = {}  # all that were asked for, in the cache or not
+        self.intake = Intake(tokenizer, model.config.max_position_embeddings, len(self.cache.free), page_size)
+        self.active: list[Sequence] = []  # those that hold pages, of all iterators
+
+    @property
+    def prefixes(self) -> dict[str, Run]:
+        """All prefixes that were asked for, in the cache or not."""
+        return self.intake.prefixes
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield a completion for every request as it ends, in no fixed order; requests are taken from the iterable as places become free.
 
-        Raises UserError for a request that can never run (see `check`), when those before it have ended and been yielded.
+        Raises UserError for a request that can never run (see sampling/intake.py), when those before it have ended and been yielded.
         """
-        waiting, running, mistakes = map(self._prepare, requests), [], []
+        return self._run(map(self.intake.open, requests))
+
+    def score(self, given: Iterable[tuple[Request, list[int]]]) -> Iterator[Completion]:
+        """As `generate`, but nothing is drawn: each completion has the given ids and the logprob of each, as the model would write them."""
+        return self._run(self.intake.open(request, ids) for request, ids in given)
+
+    def _run(self, waiting: Iterator[Sequence]) -> Iterator[Completion]:
+        running: list[Sequence] = []  # the oldest first
+        mistakes: list[UserError] = []
         first = _next(waiting, mistakes)
         try:
             while first or running:
-                while first and len(running) < self.batch and self._admit(first):
+                room = all(sequence.pages or self._admit(sequence) for sequence in running)  # those that lost their pages, first
+                while room and first and len(running) < self.batch and self._admit(first):
                     running.append(first)
                     first = _next(waiting, mistakes)
-                if not running:
-                    raise UserError(f"the request {first.request.window!r} finds no room: other iterators hold the cache")
-                self._step(running)
-                ended = [sequence for sequence in running if self._has_ended(sequence)]
-                running = [sequence for sequence in running if sequence not in ended]
+                self._make_room(running)
+                if not any(sequence.pages for sequence in running):
+                    raise UserError(f"the request {(running or [first])[0].request.window!r} finds no room: other iterators hold the cache")
+                self._step([sequence for sequence in running if sequence.pages])
+                ended = [sequence for sequence in running if sequence.ended]
+                running = [sequence for sequence in running if not sequence.ended]
                 for sequence in ended:
-                    self._release(sequence)
+                    self._park(sequence)
                 yield from map(self._completion, ended)
             if mistakes:
                 raise mistakes[0]
         finally:  # the caller may stop early
             for sequence in running:
-                self._release(sequence)
+                self._park(sequence)
 
-    def _prepare(self, request: Request) -> _Sequence:
-        """Tokenise a request, and see that it can run."""
-        own = self.tokenizer.encode(request.prompt)
-        if request.prefix not in self.prefixes:
-            self.prefixes[request.prefix] = _Prefix(self.tokenizer.encode(request.prefix))
-        prefix, key = self.prefixes[request.prefix], noise_key(request.sampling.seed, request.window, request.sample)
-        check(request, len(prefix.ids), len(own), self.model.config.max_position_embeddings, len(self.cache.free), self.cache.page_size)
-        return _Sequence(request, key, prefix, own, len(prefix.ids) + len(own), len(own) + request.sampling.max_new_tokens)
-
-    def _admit(self, sequence: _Sequence) -> bool:
-        """Give a sequence its pages, and compute its prefix where it is not in the cache.
-
-        False: there is no room until another one ends.
-        """
-        if not self._fill(sequence.prefix):
-            return False
-        sequence.prefix.users += 1  # before the next allocation, which may drop unused prefixes
-        pages = self._allocate(sequence.room)
-        if pages is None:
-            sequence.prefix.users -= 1
-            return False
-        sequence.pages = pages
-        return True
-
-    def _release(self, sequence: _Sequence) -> None:
-        self.cache.release(sequence.pages)
-        sequence.prefix.users -= 1
-
-    @torch.inference_mode()
-    def _fill(self, prefix: _Prefix) -> bool:
-        """Compute what the cache lacks of a prefix. False: there is no room."""
-        if not prefix.pages:
-            pages = self._allocate(len(prefix.ids))
-            if pages is None:
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give a sequence and its prefix their pages. False: there is no room until another one ends."""
+        prefix = sequence.prefix
+        if prefix.tokens and not prefix.pages:
+            prefix.pages = self._allocate(len(prefix.tokens)) or []
+            if not prefix.pages:
                 return False
-            prefix.pages = pages
-        while prefix.past < len(prefix.ids):
-            tokens = prefix.ids[prefix.past : prefix.past + self.step_tokens]
-            self._forward([_Stretch(tokens, prefix.past, prefix.pages, _Prefix([]))])
-            prefix.past += len(tokens)
-        return True
+        prefix.users += 1  # before the next allocation, which may drop unused prefixes
+        # where it is tight, leave every other sequence a page to grow into
+        sequence.pages = self.cache.allocate(sequence.room) or self._allocate(len(sequence.tokens), len(self.active)) or []
+        if sequence.pages:
+            self.active.append(sequence)
+        else:
+            prefix.users -= 1
+        return bool(sequence.pages)
 
-    def _allocate(self, tokens: int) -> list[int] | None:
-        """Pages for tokens; prefixes that nobody uses make room, the oldest first."""
-        while (pages := self.cache.allocate(tokens)) is None:
+    def _park(self, sequence: Sequence) -> None:
+        """Take a sequence's pages away, if it has any: what it has written stays, and enters the cache again when it gets others."""
+        if sequence.pages:
+            self.cache.release(sequence.pages)
+            sequence.pages, sequence.past = [], 0
+            sequence.prefix.users -= 1
+            self.active.remove(sequence)
+
+    def _make_room(self, running: list[Sequence]) -> None:
+        """See that all that run have pages for their tokens, the oldest first; the youngest make room."""
+        for sequence in running:
+            while sequence.pages and (lack := len(sequence.tokens) - len(sequence.pages) * self.cache.page_size) > 0:
+                more = self._allocate(lack)
+                if more:
+                    sequence.pages += more
+                else:
+                    self._park(next(one for one in reversed(running) if one.pages))
+
+    def _allocate(self, tokens: int, spare: int = 0) -> list[int] | None:
+        """Pages for tokens, where that leaves `spare` more free; unused prefixes and pages taken in advance make room."""
+        size = self.cache.page_size
+        need = -(-tokens // size)
+        while (pages := self.cache.allocate((need + spare) * size)) is None:
             unused = next((prefix for prefix in self.prefixes.values() if prefix.pages and not prefix.users), None)
-            if unused is None:
+            ahead = next((one for one in self.active if len(one.pages) > -(-len(one.tokens) // size)), None)
+            if unused:
+                self.cache.release(unused.pages)
+                unused.pages, unused.past = [], 0
+            elif ahead:
+                keep = -(-len(ahead.tokens) // size)
+                self.cache.release(ahead.pages[keep:])
+                del ahead.pages[keep:]
+            else:
                 return None
-            self.cache.release(unused.pages)
-            unused.pages, unused.past = [], 0
-        return pages
+        self.cache.release(pages[need:])
+        return pages[:need]
 
     @torch.inference_mode()
-    def _step(self, running: list[_Sequence]) -> None:
-        """One forward: every sequence that writes gets its token in, prompts share what is left of the budget.
+    def _step(self, running: list[Sequence]) -> None:
+        """One forward: every sequence that writes gets its token in, prefixes and prompts share what is left of the budget.
 
         Complete ones get their next token.
         """
-        work, budget = [], self.step_tokens
-        for sequence in sorted(running, key=lambda s: len(s.pending) > 1):  # those that write, then prompts in their order
-            tokens = sequence.pending[:budget]
-            if tokens:
-                work.append((sequence, tokens))
-                budget -= len(tokens)
-        hidden = self._forward([_Stretch(tokens, s.past, s.pages, s.prefix) for s, tokens in work])
-        ready, rows = [], accumulate(len(tokens) for _, tokens in work)
-        for (sequence, tokens), row in zip(work, rows, strict=True):
-            sequence.past += len(tokens)
-            sequence.pending = sequence.pending[len(tokens) :]
-            if not sequence.pending:
-                ready.append((sequence, row - 1))
-        for sampling in dict.fromkeys(s.request.sampling for s, _ in ready):
-            self._write([(s, row) for s, row in ready if s.request.sampling == sampling], sampling, hidden)
+        work: dict[Run, int] = {}
+        budget = self.step_tokens
+        for sequence in sorted(running, key=lambda one: len(one.tokens) - one.past > 1):  # those that write, then the others in their order
+            for run in (sequence.prefix, sequence):
+                count = min(budget, len(run.tokens) - run.past)
+                prefix = run.prefix  # which must be in, or come in by this very step
+                if count and run not in work and (not prefix or prefix.past + work.get(prefix, 0) == len(prefix.tokens)):
+                    work[run] = count
+                    budget -= count
+        try:
+            hidden = self.model.hidden(*pack(work, self.cache, self.model.device), self.cache)
+        except RuntimeError as error:
+            self._spare_memory(error, sum(work.values()))
+            return
+        ready, row = [], 0
+        for run, count in work.items():
+            if isinstance(run, Sequence) and run.given:
+                self._judge(run, hidden[row : row + count])
+            run.past, row = run.past + count, row + count
+            if isinstance(run, Sequence) and not run.given and run.past == len(run.tokens):
+                ready.append((run, row - 1))
+        for how in dict.fromkeys((one.request.sampling, one.walk is None) for one, _ in ready):
+            self._write([(one, row) for one, row in ready if (one.request.sampling, one.walk is None) == how], hidden)
 
-    def _write(self, ready: list[tuple[_Sequence, int]], sampling: Sampling, hidden: Tensor) -> None:
-        """Draw the next token of sequences whose last hidden row is given."""
-        device = hidden.device
-        logits = self.model.head(hidden[[row for _, row in ready]])[:, : self.vocab_size]  # [B, V]
-        keys = torch.tensor([s.key for s, _ in ready], device=device)
-        positions = torch.tensor([len(s.ids) for s, _ in ready], device=device)
-        written = None
+    def _spare_memory(self, error: RuntimeError, tokens: int) -> None:
+        """Halve the budget where a step of so many tokens found no memory; any other error is raised."""
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise error
+        if tokens == 1:
+            raise UserError("there is no memory for a step of a single token: lower --cache-tokens") from error
+        self.step_tokens = tokens // 2
+
+    def _judge(self, sequence: Sequence, hidden: Tensor) -> None:
+        """Keep the logprobs of those given tokens that these rows, the next of the sequence, foretell."""
+        first = max(sequence.begin + len(sequence.logprobs) - 1 - sequence.past, 0)  # some may be known from before it lost its pages
+        targets = sequence.tokens[sequence.past + first + 1 : sequence.past + len(hidden) + 1]
+        if targets:
+            rows, targets = hidden[first : first + len(targets)], torch.tensor(targets, device=hidden.device)
+            sequence.logprobs += (-self.model.nll(rows, targets, self.vocab_size)).tolist()
+
+    def _write(self, ready: list[tuple[Sequence, int]], hidden: Tensor) -> None:
+        """Draw the next token of sequences whose last hidden row is given, all by the same settings and all guided or none."""
+        sequences, rows = [one for one, _ in ready], hidden[[row for _, row in ready]]
+        sampling, written, device = sequences[0].request.sampling, None, hidden.device
+        guided = sequences[0].walk is not None
+        if guided:
+            ids = sorted({token for one in sequences for token in one.branch})  # nothing else is computed
+            outside = torch.tensor([[token not in one.branch for token in ids] for one in sequences], device=device)
+            logits = self.model.head(rows, ids).masked_fill(outside, -torch.inf)  # [B, tokens at these branches]
+        else:
+            ids, logits = range(self.vocab_size), self.model.head(rows)[:, : self.vocab_size]  # [B, V]
         if sampling.presence_penalty:
-            written = torch.zeros_like(logits, dtype=torch.bool)
-            for row, (s, _) in enumerate(ready):
-                written[row, s.ids] = True
-        tokens, logprobs = sample(logits, sampling, uniform(keys, positions), written)
-        for (s, _), token, logprob in zip(ready, tokens.tolist(), logprobs.tolist(), strict=True):
-            s.ids.append(token)
-            s.logprobs.append(logprob)
-            s.pending = [token]
+            written = torch.zeros(len(sequences), self.model.config.vocab_size, dtype=torch.bool, device=device)
+            for row, one in enumerate(sequences):
+                written[row, one.tokens[one.begin :]] = True
+            written = written[:, ids] if guided else written[:, : self.vocab_size]
+        keys = torch.tensor([one.key for one in sequences], device=device)
+        positions = torch.tensor([len(one.tokens) - one.begin for one in sequences], device=device)
+        drawn, logprobs = sample(logits, sampling, uniform(keys, positions), written)
+        p = logits.softmax(-1).tolist() if guided else [None] * len(sequences)
+        for one, index, logprob, of_branch in zip(sequences, drawn.tolist(), logprobs.tolist(), p, strict=True):
+            if guided:
+                one.choose(ids[index], logprob, dict(zip(ids, of_branch)))
+            else:
+                self.intake.follow(one, index, logprob)
 
-    def _forward(self, work: list[_Stretch]) -> Tensor:
-        """The hidden rows [T, C] of packed stretches; their keys and values enter the cache."""
-        device = self.model.device
-        ids = torch.tensor([token for stretch in work for token in stretch.tokens], device=device)
-        positions = torch.tensor([stretch.begin + i for stretch in work for i in range(len(stretch.tokens))], device=device)
-        return self.model.hidden(ids, positions, _plan(work, self.cache, device), self.cache)
-
-    def _has_ended(self, sequence: _Sequence) -> bool:
-        ids = sequence.ids
-        return bool(ids) and (ids[-1] in self.tokenizer.stop_ids or len(ids) == sequence.request.sampling.max_new_tokens)
-
-    def _completion(self, sequence: _Sequence) -> Completion:
-        stopped = sequence.ids[-1] in self.tokenizer.stop_ids
-        ids = sequence.ids[:-1] if stopped else sequence.ids
-        reason = "stop" if stopped else "length"
-        return Completion(sequence.request, self.tokenizer.decode(ids), ids, sequence.logprobs, reason, sequence.prompt_tokens)
+    def _completion(self, one: Sequence) -> Completion:
+        ids = one.tokens[one.begin :]
+        if one.walk is None and not one.given and ids[-1] in self.tokenizer.stop_ids:
+            ids = ids[:-1]
+        text, prompt_tokens = self.tokenizer.decode(ids), len(one.prefix.tokens) + one.begin
+        probabilities = one.walk and one.walk.probabilities
+        return Completion(one.request, text, ids, one.logprobs, one.finish_reason or "stop", prompt_tokens, probabilities)
 
 
-def check(request: Request, prefix: int, own: int, positions: int, pages: int, page_size: int = PAGE) -> None:
-    """Raise UserError where a request of so many prefix and own prompt tokens can never run, be the cache empty."""
-    room = own + request.sampling.max_new_tokens
-    needs = f"the request {request.window!r} needs {prefix + room} tokens ({prefix + own} of prompt, {request.sampling.max_new_tokens} new)"
-    if not own:
-        raise UserError(f"the request {request.window!r} has an empty prompt")
-    if prefix + room > positions:
-        raise UserError(f"{needs}, and the model has {positions} positions: lower --max-new-tokens")
-    if -(-prefix // page_size) - (-room // page_size) > pages:
-        raise UserError(f"{needs}, more than the cache holds: raise --cache-tokens (now {pages * page_size})")
-
-
-def _next(waiting: Iterator[_Sequence], mistakes: list[UserError]) -> _Sequence | None:
+def _next(waiting: Iterator[Sequence], mistakes: list[UserError]) -> Sequence | None:
     """The next sequence; None at the end, or where it cannot be had, which is kept: those that run are to end first."""
     try:
         return next(waiting, None)
     except UserError as mistake:
         mistakes.append(mistake)
         return None
-
-
-def _plan(work: list[_Stretch], cache: Cache, device: torch.device) -> Sequences:
-    """Who sees whom among packed stretches whose pasts and prefixes lie in the cache."""
-
-    def ints(values: list, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
-
-    def table(rows: list[list[int]]) -> Tensor:
-        width = max(map(len, rows), default=0)
-        return ints([row + [0] * (width - len(row)) for row in rows]).view(len(rows), width)
-
-    lengths = [len(stretch.tokens) for stretch in work]
-    prefixes = list(dict.fromkeys(stretch.prefix for stretch in work if stretch.prefix.ids))
-    number = {prefix: g for g, prefix in enumerate(prefixes)}
-    return Sequences(
-        cu_q=ints([0, *accumulate(lengths)]),
-        past=ints([stretch.past for stretch in work]),
-        prefix_of=ints([number.get(stretch.prefix, -1) for stretch in work]),
-        prefix_len=ints([len(prefix.ids) for prefix in prefixes]),
-        prefix_start=ints([-1] * len(prefixes)),
-        max_q=max(lengths),
-        max_k=max(stretch.begin + n for stretch, n in zip(work, lengths, strict=True)),
-        block_table=table([stretch.pages for stretch in work]),
-        prefix_table=table([prefix.pages for prefix in prefixes]),
-        slots=ints(
-            [cache.slot(stretch.pages, stretch.past + i) for stretch, n in zip(work, lengths, strict=True) for i in range(n)], torch.int64
-        ),
-    )

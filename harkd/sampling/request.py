@@ -16,7 +16,7 @@ class Sampling:
     """How to draw tokens.
 
     temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 cut nothing; presence_penalty is subtracted from the logit of every token already
-    written.
+    written; a completion that still reasons when it has max_thinking tokens is made to close its thought and to answer.
     """
 
     temperature: float = 0.6
@@ -26,6 +26,7 @@ class Sampling:
     presence_penalty: float = 0.0
     max_new_tokens: int = 4096
     seed: int = 0
+    max_thinking: int | None = None
 
     def __post_init__(self) -> None:
         checks = (  # comparisons with nan are false
@@ -35,6 +36,7 @@ class Sampling:
             ("min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 (off) and 1"),
             ("presence penalty", self.presence_penalty, math.isfinite(self.presence_penalty), "a number"),
             ("max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
+            ("max-thinking", self.max_thinking, self.max_thinking is None or self.max_thinking >= 0, "0 or more"),
         )
         for name, value, holds, demand in checks:
             if not holds:
@@ -55,3 +57,6 @@ class Request:
     prefix: str = ""  # what may be shared; it must end at a special token
     sample: int = 0
     sampling: Sampling = Sampling()
+    answer: tuple[str | tuple[str, ...], ...] = ()  # a guided answer's known texts and choices, see guide.py; () leaves the text free
+    thinking: bool = False  # reason before the guided answer
+    exact: bool = False  # compute the probabilities of all options, not only along the way taken

@@ -69,8 +69,10 @@ def timeline(path: Path, events: Sequence[Event], predicted: Sequence[str | None
         axes.set(xlim=(0, wide), ylim=(lanes - 0.4, -0.6))
         for y in range(2, lanes, 2):
             axes.axhline(y - 0.5, color=INK, linewidth=0.6)
-    figure.axes[0].set_title(title + (f" (the first {len(events)} of {every} events)" if every > len(events) else ""), fontsize=10, loc="left")
-    figure.axes[-1].set_xlabel("events in order of time, not to scale; ×: wrong; grey: not scored; empty: no answer", fontsize=8, loc="left")
+    cut = f" (the first {len(events)} of {every} events)" if every > len(events) else ""
+    figure.axes[0].set_title(f"{title}{cut}", fontsize=10, loc="left")
+    legend = "events in order of time, not to scale; ×: wrong; grey: not scored; empty: no answer"
+    figure.axes[-1].set_xlabel(legend, fontsize=8, loc="left")
     patches = [figure.axes[0].bar(0, 0, color=shade, label=shorten(label)) for label, shade in colour.items()]
     figure.legend(handles=patches, loc="outside lower left", ncols=4, fontsize=8, frameon=False)
     _save(figure, path)
@@ -107,7 +109,8 @@ def reliability(path: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
         p, right, events = (np.array([bin[key] for bin in found["curve"]]) for key in ("probability", "accuracy", "events"))
         axes.plot(p, right, color=colour, linewidth=1, label=f"{name}, ECE {found['ece']:.3f}")
         axes.scatter(p, right, 12 + 120 * events / events.sum(), color=colour)
-    axes.set(xlabel="probability of the answer (a dot's size tells its events)", ylabel="share that is right", xlim=(0, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel="probability of the answer (a dot's size tells its events)", ylabel="share that is right")
+    axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02))
     figure.legend(loc="outside lower left", fontsize=8, frameon=False)
     _save(figure, path)
 

@@ -97,7 +97,8 @@ def _normalised(models: Sequence[Mapping[str, Any]]) -> str:
     """What the first table leaves out: the lenient figure, calibration, and the difference from the first with its interval."""
     rows = [["model", "data", "weighted F1", "labels normalised", "ECE", "against the first"]]
     for model in models:
-        strict, lenient, against = model["weighted_f1"], model["normalised"]["weighted_f1"], (model["against_first"] or {}).get("weighted_f1")
+        strict, lenient = model["weighted_f1"], model["normalised"]["weighted_f1"]
+        against = (model["against_first"] or {}).get("weighted_f1")
         limits = against and against["interval"]
         gap = f"{against['difference']:+.3f}" + (f" [{limits[0]:+.3f}, {limits[1]:+.3f}]" if limits else "") if against else "-"
         found = [f"{value:.3f}" if value is not None else "-" for value in (strict, lenient, (model["calibration"] or {}).get("ece"))]
@@ -106,7 +107,7 @@ def _normalised(models: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _counts(scores: Mapping[str, Any], split: str) -> str:
-    interval = "no intervals, for which there are too few" if scores["intervals"] is None else "95% intervals are from a bootstrap over these"
+    interval = "95% intervals are from a bootstrap over these" if scores["intervals"] else "too few for intervals"
     counts = f"{scores['windows']} windows of {split} with {scores['events']} events, of which {scores['scored']} are scored"
     return f"{counts}, in {scores['groups']} groups: {interval}."
 
@@ -114,7 +115,7 @@ def _counts(scores: Mapping[str, Any], split: str) -> str:
 def _pictures(folder: Path, number: int, scores: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Draw what the figures of one data set give. Returns their Markdown."""
     text = []
-    for place, row in enumerate(scores, 1):
+    for place, row in enumerate(scores if scores[0]["scored"] else (), 1):
         name = f"report-confusion-{number}-{place}.png"
         plots.confusion(folder / name, row, row["name"])
         text.append(f"![confusion of {row['name']}]({name})")
@@ -143,7 +144,8 @@ def _window(window: Window, record: Record) -> str:
     """A window's events with truth and answer, and what the model wrote."""
     rows = [["event", "truth", "answer", ""]]
     for event, said, wrong in zip(window.events, record["answer"], _wrong(record), strict=True):
-        rows.append([f"{event.time:%H:%M:%S} {event.description}", " or ".join(event.labels) or "-", said or "none", "wrong" if wrong else ""])
+        shown = f"{event.time:%H:%M:%S} {event.description}"
+        rows.append([shown, " or ".join(event.labels) or "-", said or "none", "wrong" if wrong else ""])
     written = record["text"] if len(record["text"]) <= LONGEST else f"{record['text'][:LONGEST]} ..."
     return f"{window.id}, finished by {record['finish_reason']}:\n\n{_block(align(rows))}\n\n{_block(written)}"
 

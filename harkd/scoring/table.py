@@ -55,13 +55,12 @@ def tables(models: Sequence[Mapping[str, Any]]) -> str:
 
 
 def overview(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The weighted F1 of each model, down, on each data set, across, and the mean over those where it is known."""
-    rows = [["model", *sets, "mean"]]
-    for models in zip(*sets.values(), strict=True):
-        known = [model["weighted_f1"] for model in models if model["weighted_f1"] is not None]
-        cells = (_cell("", model["weighted_f1"]) + _interval(model.get("weighted_f1_interval")) for model in models)
-        rows.append([models[0]["name"], *cells, _cell("", sum(known) / len(known) if known else None)])
-    return align(rows)
+    """The weighted F1 on each data set, down, of each model, across, and the mean over those where it is known."""
+    table = [["data", *(model["name"] for model in next(iter(sets.values())))]]
+    for data, models in sets.items():
+        table.append([data, *(_cell("", model["weighted_f1"]) + _interval(model.get("weighted_f1_interval")) for model in models)])
+    of_model = ([m["weighted_f1"] for m in models if m["weighted_f1"] is not None] for models in zip(*sets.values(), strict=True))
+    return align([*table, ["mean", *(_cell("", sum(known) / len(known) if known else None) for known in of_model)]])
 
 
 def confusion_matrix(scores: Scores) -> str:

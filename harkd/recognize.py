@@ -1,0 +1,248 @@
+"""Live: a home's sensor events come in one by one, and the activity behind each goes out, with its probability.
+
+    python -m harkd.recognize --model Qwen/Qwen3-0.6B --adapter runs/adapter --home home.json < events.jsonl
+
+    in     {"time": "2024-05-01 07:22:45", "sensor": "fridge", "room": "kitchen", "state": "opened"}
+    out    the same object, with whatever else it holds, and "activity", "probability" and, with --reasoning, "reasoning"
+
+A window is labelled as soon as it is full, or when its oldest event has waited for --max-wait seconds; in a burst as many full windows at
+once as --batch says. What comes in first goes out first, and nothing is lost: what reads ahead waits when CAPACITY events do. The prompt
+that all windows share is computed once and stays in the cache. A line that is no event is told on stderr and left out. At the end of the
+input what waits is labelled, and the last line counts the events and the lines that were skipped. With `--out FILE` answers are appended
+there in place of stdout, and the same command, given the same events again, goes on behind the last one that has an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any
+
+from harkd.doors import Parser, add_model_arguments, add_sampling_arguments, enter, machine_of, sampling_of
+from harkd.errors import UserError
+from harkd.homes.dataset import read
+from harkd.homes.events import Event, Home, Window
+from harkd.homes.prompt import CONTROL
+from harkd.homes.readers.common import clock
+from harkd.homes.readers.csv_home import read_home
+from harkd.jsonl import JsonLinesWriter, read_json_lines
+from harkd.qwen3.template import CLOSE, OPEN
+from harkd.recognition import Guiding, Machine, load_generator, mode, probabilities, read_answer, request
+from harkd.sampling.request import Sampling, recommended
+
+if TYPE_CHECKING:
+    from harkd.sampling.generator import Generator
+
+CAPACITY, LONGEST = 1 << 14, 500  # events that may wait, characters of one
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """An event and the activity behind it, None where the model gave no answer; `reasoning` is that of its window, "" without."""
+
+    event: Event
+    activity: str | None
+    probability: float | None
+    reasoning: str = ""
+
+
+class Recognizer:
+    """A model that names activities in one home. Any number of threads may use it: they take turns, a batch of windows each.
+
+    Args: window: events labelled together; thinking: reason before the answer; rules: those of the home, in the prompt.
+    """
+
+    def __init__(
+        self, generator: Generator, home: Home, sampling: Sampling, thinking: bool = False, window: int = 10, rules: bool = True
+    ) -> None:
+        if window < 1:
+            raise UserError(f"a window holds at least one event, not {window}")
+        self.generator, self.home, self.window = generator, home, window
+        self._how = {"thinking": thinking, "sampling": sampling, "rules": rules, "guiding": Guiding(guided=True)}
+        self._lock = Lock()
+
+    @classmethod
+    def load(
+        cls, model: str, adapter: str | None = None, home: Home | str | Path = "home.json", *, thinking: bool | None = None,
+        sampling: Sampling | None = None, window: int = 10, rules: bool = True, dtype: str | None = None, machine: Machine = Machine(),
+    ) -> Recognizer:  # fmt: skip
+        """`home` is a Home, a home.json, its folder, or READER:PATH, of which it takes the first home. `thinking` None: as the adapter was
+        trained, else not; `sampling` None: what Qwen3 recommends with reasoning, the likeliest label without.
+        """
+        thinking = live_mode(adapter, thinking)
+        sampling = sampling or (recommended(True) if thinking else replace(recommended(False), temperature=0.0))
+        home = home if isinstance(home, Home) else find_home(home)
+        return cls(load_generator(model, adapter, dtype, machine), home, sampling, thinking, window, rules)
+
+    def recognize(self, events: Iterable[Event]) -> Iterator[Recognition]:
+        """Label events in their order, a batch of windows at a time; the last window is as short as it comes."""
+        events = iter(events)
+        while some := tuple(islice(events, self.window * self.generator.batch)):
+            yield from self._label(some)
+
+    def _label(self, events: Sequence[Event]) -> list[Recognition]:
+        starts = range(0, len(events), self.window)
+        windows = [Window(f"{self.home.name}/{i}", self.home.name, "", "", tuple(events[i : i + self.window])) for i in starts]
+        with self._lock:
+            asked = [request(self.home, window, **self._how) for window in windows]
+            written = {done.request.window: done for done in self.generator.generate(asked)}
+        found = []
+        for window in windows:
+            done, labels = written[window.id], self.home.label_names
+            answer = read_answer(done.text, done.finish_reason, window, labels)
+            reasoning = done.text.rpartition(CLOSE)[0].strip().removeprefix(OPEN).strip()
+            given = probabilities(done, labels) or [{}] * len(window.events)
+            for event, label, of in zip(window.events, answer.labels, given, strict=True):
+                found.append(Recognition(event, label, of.get(label), reasoning))
+        return found
+
+
+class Live:
+    """Events one by one: `put` them from any threads, iterate in one over what is recognised, in the order in which they were put.
+
+    Iterating ends when `close` was called and everything before it is labelled. `put` waits while `capacity` events do.
+    """
+
+    def __init__(self, recognizer: Recognizer, max_wait: float = 60.0, capacity: int = CAPACITY) -> None:
+        if not 0 < max_wait <= 1e6:
+            raise UserError(f"max-wait is a number of seconds above 0, at most a million, not {max_wait}")
+        self.recognizer, self.max_wait = recognizer, max_wait
+        self._queue: Queue[tuple[float, Event] | None] = Queue(capacity)
+
+    def put(self, event: Event) -> None:
+        self._queue.put((time.monotonic(), event))
+
+    def close(self) -> None:
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[Recognition]:
+        waiting: list[tuple[float, Event]] = []
+        size, most = self.recognizer.window, self.recognizer.window * self.recognizer.generator.batch
+        closed = False
+        while not closed:
+            left = max(0.0, waiting[0][0] + self.max_wait - time.monotonic()) if waiting else None
+            try:
+                item = self._queue.get(timeout=left)
+            except Empty:  # the oldest has waited long enough
+                due = len(waiting)
+            else:
+                closed = item is None
+                waiting += [item] if item is not None else []
+                full = len(waiting) // size * size
+                due = len(waiting) if closed else full * (self._queue.empty() or full >= most)
+            yield from self.recognizer.recognize([event for _, event in waiting[:due]])
+            del waiting[:due]
+
+
+def serve(
+    recognizer: Recognizer, lines: Iterable[bytes], write: Callable[[dict[str, Any]], None], max_wait: float = 60.0,
+    reasoning: bool = False, done: int = 0,
+) -> dict[str, int]:  # fmt: skip
+    """Label the events in JSON lines but for the first `done`, read ahead in a thread of its own, and `write` an object for each. Returns
+    counts.
+    """
+    live, told, counts = Live(recognizer, max_wait), deque[dict[str, Any]](), Counter(events=0, skipped=0)
+
+    def take() -> None:
+        """Read ahead."""
+        try:
+            for number, line in ((number, line) for number, line in enumerate(lines, 1) if line.strip()):
+                try:
+                    given, event = _event(line, counts["events"])
+                except UserError as error:
+                    counts["skipped"] += 1
+                    print(f"line {number} is skipped: {error}", file=sys.stderr)
+                    continue
+                counts["events"] += 1
+                if counts["events"] > done:
+                    told.append(given)
+                    live.put(event)
+        finally:
+            live.close()
+
+    Thread(target=take, daemon=True).start()  # a daemon: it may wait for input when the process is to end
+    for found in live:
+        answer = {"activity": found.activity, "probability": found.probability}
+        write({**told.popleft(), **answer, **({"reasoning": found.reasoning} if reasoning else {})})
+    return dict(counts)
+
+
+def _event(line: bytes, number: int) -> tuple[dict[str, Any], Event]:
+    """(the object as given, its event). UserError where it is none, or none for a prompt."""
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UserError("it is not JSON") from None
+    texts: list[Any] = [None]
+    if isinstance(given, dict):
+        texts = [given.get("time"), given.get("sensor"), given.get("room", ""), given.get("state")]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError('an event is an object with the texts "time", "sensor" and "state", and perhaps "room"')
+    moment = clock(texts[0].replace("T", " "))
+    if moment is None:
+        raise UserError(f"{texts[0][:40]!r} is not a time YYYY-MM-DD HH:MM:SS")
+    event = Event(number, moment, *texts[1:])
+    if CONTROL.search(event.description) or len(event.description) > LONGEST:
+        raise UserError(f"its texts hold a control token, or more than {LONGEST} characters")
+    return given, event
+
+
+def live_mode(adapter: str | None, thinking: bool | None) -> bool:
+    """As `mode`, but without reasoning where nobody asks for it: an answer is waited for."""
+    return mode(adapter, thinking) if adapter is not None else bool(thinking)
+
+
+def find_home(home: str | Path) -> Home:
+    """The home of a home.json, of its folder, or of READER:PATH."""
+    path = Path(home).expanduser()
+    if path.exists():
+        return read_home(path / "home.json" if path.is_dir() else path)
+    if ":" in str(home) or home == "simulated":
+        return read(str(home)).homes[0]
+    raise UserError(f"there is no home {home}: name a home.json, its folder, or READER:PATH")
+
+
+def _run(argv: Sequence[str] | None) -> dict[str, Any]:
+    parser = Parser("harkd.recognize", "Name the activity behind each sensor event as it happens.")
+    parser.add_argument("--model", required=True, help="a folder or a hub id")
+    parser.add_argument("--adapter", help="a LoRA adapter of the model")
+    parser.add_argument("--home", required=True, help="a home.json, its folder, or READER:PATH")
+    parser.add_argument("--window", type=int, default=10, help="events labelled together")
+    parser.add_argument("--max-wait", type=float, default=60.0, metavar="SECONDS", help="longest wait of an event for its window to fill")
+    parser.add_switch("--thinking", None, "reason before the answer; as the adapter was trained, else no")
+    parser.add_argument("--reasoning", action="store_true", help="tell the reasoning too")
+    parser.add_argument("--out", metavar="FILE", help="append the answers there, and go on behind those that it holds")
+    parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
+    add_model_arguments(parser)
+    add_sampling_arguments(parser)
+    args = parser.parse_args(argv)
+    parser.at_least_one(args, "window", "batch", "cache_tokens")
+    thinking = live_mode(args.adapter, args.thinking)
+    if args.temperature is None and not thinking:
+        args.temperature = 0.0
+    how = {"thinking": thinking, "sampling": sampling_of(args, thinking), "window": args.window, "rules": args.rules, "dtype": args.dtype}
+    try:
+        writer = JsonLinesWriter(Path(args.out)) if args.out else None
+    except OSError as error:
+        raise UserError(f"{args.out} cannot be written: {error.strerror}") from None
+    done = sum(1 for _ in read_json_lines(writer.path)) if writer else 0
+    recognizer = Recognizer.load(args.model, args.adapter, args.home, **how, machine=machine_of(args))
+    write = writer.append if writer else lambda told: print(json.dumps(told), flush=True)
+    return serve(recognizer, sys.stdin.buffer, write, args.max_wait, args.reasoning, done)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: 0, or 2 and one sentence for a user's mistake."""
+    return enter("harkd.recognize", _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""What runs in a generator, and how a step of it is packed.
+
+A run is a list of tokens of which the first `past` lie in the cache: a prefix that requests share, or what a sequence has of its own behind
+its prefix. All else follows from that: the tokens behind `past` are the next to enter the cache, and a run whose pages were taken away is
+computed again from its first token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from harkd.kernels.attention import Sequences
+from harkd.qwen3.cache import Cache
+from harkd.sampling.guide import Walk
+from harkd.sampling.request import Request
+
+
+@dataclass(eq=False)
+class Run:
+    """Tokens that lie in the cache or are to enter it, in `pages`; `users` sequences read a prefix."""
+
+    tokens: list[int]
+    pages: list[int] = field(default_factory=list)
+    past: int = 0
+    users: int = 0
+    prefix: Run | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Sequence(Run):
+    """A request and how far it has come: its own tokens are the prompt's and, from `begin` on, what was written or is `given`."""
+
+    request: Request
+    key: int
+    begin: int
+    room: int  # own tokens at most
+    closes_at: int | None = None  # reasoning is closed when so many tokens are written
+    given: bool = False  # nothing is written: the logprobs of what stands there are asked for
+    walk: Walk | None = None  # through the guided answer, once it has begun
+    logprobs: list[float] = field(default_factory=list)
+    real: list[int] | None = None  # while `tokens` are a fork: the tokens written
+    finish_reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to be computed."""
+        if self.given:
+            return self.past == len(self.tokens)
+        return bool(self.finish_reason) if self.walk is None else self.walk.node is None and self.real is None
+
+    def write(self, tokens: list[int], logprob: float = 0.0) -> None:
+        """Append a drawn token, or tokens that had to follow, whose logprob is 0."""
+        self.tokens += tokens
+        self.logprobs += [logprob] * len(tokens)
+
+    def choose(self, token: int, logprob: float, p: dict[int, float]) -> None:
+        """Take a token at the branch at hand, and what follows it up to the next; on a fork see its probabilities only.
+
+        Forks come first: each takes the place of what is written behind it, which enters the cache once more when they are done.
+        """
+        if self.real is None:
+            self.walk.take(token, p, len(self.tokens))
+            self.write([token], logprob)
+            self.write(self.walk.forced())
+        else:
+            self.walk.see_fork(p)
+        written = self.tokens if self.real is None else self.real
+        if self.walk.forks:
+            fork = self.walk.forks[-1]
+            self._switch(written[: fork.at] + fork.tokens)
+            self.real = written
+        elif self.real is not None:
+            self._switch(written)
+            self.real = None
+
+    @property
+    def branch(self) -> dict[int, object]:
+        """The tokens among which to choose."""
+        return (self.walk.node if self.real is None else self.walk.forks[-1].node).children
+
+    def _switch(self, tokens: list[int]) -> None:
+        """Put other tokens in the place of these; those that both begin with stay in the cache."""
+        same = next((i for i, (a, b) in enumerate(zip(self.tokens, tokens)) if a != b), min(len(self.tokens), len(tokens)))
+        self.tokens, self.past = tokens, min(self.past, same)
+
+
+def pack(work: dict[Run, int], cache: Cache, device: torch.device) -> tuple[Tensor, Tensor, Sequences]:
+    """Ids [T], positions [T] and plan of the next `work[run]` tokens of each run.
+
+    Pasts and prefixes lie in the cache, or enter it in this same step.
+    """
+
+    def ints(values: list, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    def table(rows: list[list[int]]) -> Tensor:
+        width = max(map(len, rows), default=0)
+        return ints([row + [0] * (width - len(row)) for row in rows]).view(len(rows), width)
+
+    places = [(run, i) for run, n in work.items() for i in range(run.past, run.past + n)]
+    prefixes = list(dict.fromkeys(run.prefix for run in work if run.prefix and run.prefix.tokens))
+    number = {prefix: g for g, prefix in enumerate(prefixes)}
+    before = {run: len(run.prefix.tokens) if run.prefix else 0 for run in work}
+    plan = Sequences(
+        cu_q=ints([0, *accumulate(work.values())]),
+        past=ints([run.past for run in work]),
+        prefix_of=ints([number.get(run.prefix, -1) for run in work]),
+        prefix_len=ints([len(prefix.tokens) for prefix in prefixes]),
+        prefix_start=ints([-1] * len(prefixes)),
+        max_q=max(work.values()),
+        max_k=max(before[run] + run.past + n for run, n in work.items()),
+        block_table=table([run.pages for run in work]),
+        prefix_table=table([prefix.pages for prefix in prefixes]),
+        slots=ints([cache.slot(run.pages, i) for run, i in places], torch.int64),
+    )
+    ids, positions = [run.tokens[i] for run, i in places], [before[run] + i for run, i in places]
+    return ints(ids, torch.int64), ints(positions, torch.int64), plan

@@ -1,0 +1,235 @@
+"""Live recognition: the labels that eval's guided answers have, in order, soon, whoever asks, however many events come at once."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+
+import harkd
+from harkd.errors import UserError
+from harkd.eval import main as evaluate
+from harkd.homes.answer import canonical
+from harkd.homes.dataset import read
+from harkd.homes.events import Event, Home, Label
+from harkd.recognize import Live, Recognizer, main, serve
+from harkd.sampling.request import Sampling
+from tests.door_cases import lines, mixed, model, outcome, run, short_prompts  # noqa: F401
+from tests.helpers import ROOT
+
+HOME = Home("h", (("kitchen", ("fridge",)),), (Label("A"), Label("B")))
+START = datetime(2024, 5, 1, 7)
+
+
+def event(n: int) -> Event:
+    return Event(n, START + timedelta(seconds=n), "fridge", "kitchen", f"state {n}")
+
+
+def line(n: int, **more) -> bytes:
+    return json.dumps({"time": str(START + timedelta(seconds=n)), "sensor": "fridge", "room": "kitchen", "state": f"state {n}", **more}).encode()
+
+
+class Fake:
+    """In the place of a Generator: says B where an event's number is odd; `calls` counts windows, `wait` holds an answer back."""
+
+    def __init__(self, batch: int = 4, wait: float = 0.0) -> None:
+        self.batch, self.calls, self.wait, self.inside = batch, [], wait, 0
+
+    def generate(self, requests):
+        self.inside += 1
+        assert self.inside == 1, "one at a time"
+        requests = list(requests)
+        self.calls.append(len(requests))
+        time.sleep(self.wait)
+        for asked in reversed(requests):  # as they end: in no fixed order
+            events = json.loads(asked.prompt[asked.prompt.index("[\n") : asked.prompt.rindex("]") + 1])
+            said = [int(e["description"].split()[-1]) % 2 for e in events]
+            text = f"<think>\nodd or even\n</think>\n\n{canonical(['AB'[i] for i in said])}"
+            yield SimpleNamespace(request=asked, text=text, finish_reason="stop", probabilities=[{i: 0.75} for i in said])
+        self.inside -= 1
+
+
+def fake(batch: int = 4, wait: float = 0.0, window: int = 10) -> Recognizer:
+    return Recognizer(Fake(batch, wait), HOME, Sampling(), window=window)
+
+
+def right(found, numbers) -> bool:
+    return [(it.event.id, it.activity, it.probability) for it in found] == [(n, "AB"[n % 2], 0.75) for n in numbers]
+
+
+def test_it_says_what_eval_says(model, mixed, tmp_path):
+    run(evaluate, "--model", model, "--data", mixed, "--split", "all", "--guided", "--no-thinking", "--temperature", 0, "--out", tmp_path / "out")
+    (path,) = (tmp_path / "out").glob("predictions-*.jsonl")
+    told = {record["window"]: record for record in lines(path)}
+    dataset = read(mixed)
+    recognizer = harkd.Recognizer.load(model, None, dataset.homes[0])
+    for recording in dataset.recordings():
+        found = list(recognizer.recognize(recording.events()))
+        records = [told[f"marble/{recording.id}/{n:04d}"] for n in range(2)]
+        assert [it.activity for it in found] == sum((record["answer"] for record in records), [])
+        chosen = [of[label] for record in records for of, label in zip(record["probabilities"], record["answer"])]
+        assert [it.probability for it in found] == pytest.approx(chosen, rel=1e-4) and [it.event for it in found] == list(recording.events())
+    events = list(recording.events())
+    alone, answers = list(recognizer.recognize(events)), {}
+    threads = [threading.Thread(target=lambda n=n: answers.update({n: list(recognizer.recognize(events))})) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 4 and all([it.activity for it in found] == [it.activity for it in alone] for found in answers.values())
+    assert len(recognizer.generator.prefixes) == 1  # all windows of the home share it
+
+
+def test_a_full_window_does_not_wait_and_a_part_of_one_not_for_long():
+    live = Live(fake(), max_wait=0.3)
+    found, arrived = iter(live), []
+    for n in range(10):
+        live.put(event(n))
+    begin = time.monotonic()
+    arrived += [next(found) for _ in range(10)]
+    assert time.monotonic() - begin < 0.25 and right(arrived, range(10))
+    begin = time.monotonic()
+    for n in range(10, 13):
+        live.put(event(n))
+    arrived = [next(found) for _ in range(3)]
+    assert 0.25 < time.monotonic() - begin < 5 and right(arrived, range(10, 13))
+    live.put(event(13))
+    live.close()
+    assert right(list(found), [13])
+
+
+def test_the_oldest_event_decides_how_long_to_wait():
+    """Events that trickle in do not put the answer off."""
+    live = Live(fake(), max_wait=0.4)
+
+    def trickle():
+        for n in range(9):
+            live.put(event(n))
+            time.sleep(0.1)
+        live.close()
+
+    threading.Thread(target=trickle).start()
+    sizes = live.recognizer.generator.calls
+    found = list(live)
+    assert right(found, range(9)) and len(sizes) >= 2
+
+
+@pytest.mark.parametrize("capacity", [7, 1 << 14])
+def test_a_burst_is_labelled_in_order_and_in_batches(capacity):
+    live = Live(fake(batch=8, wait=0.001), max_wait=60, capacity=capacity)
+
+    def burst():
+        for n in range(10_000):
+            live.put(event(n))
+        live.close()
+
+    threading.Thread(target=burst).start()
+    assert right(list(live), range(10_000))
+    calls = live.recognizer.generator.calls
+    assert sum(calls) == 1000 and max(calls) <= 8 and (capacity < 10 or len(calls) < 300)
+
+
+def test_threads_put_and_nothing_is_lost():
+    live = Live(fake(window=3), max_wait=60)
+    threads = [threading.Thread(target=lambda k=k: [live.put(event(n)) for n in range(k, 2000, 4)]) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    threading.Thread(target=lambda: ([thread.join() for thread in threads], live.close())).start()
+    found = [it.event.id for it in live]
+    assert sorted(found) == list(range(2000)) and all([n for n in found if n % 4 == k] == list(range(k, 2000, 4)) for k in range(4))
+
+
+def test_what_is_read_ahead_is_bounded(monkeypatch):
+    """However long the input: memory stays flat."""
+    from harkd import recognize
+
+    monkeypatch.setattr(recognize, "Live", lambda recognizer, max_wait: Live(recognizer, max_wait, capacity=50))
+    read_so_far, written, ahead = [0], [0], [0]
+
+    def many():
+        for n in range(20_000):
+            read_so_far[0] += 1
+            yield line(n)
+
+    def write(told):
+        ahead[0] = max(ahead[0], read_so_far[0] - written[0])
+        assert told["state"] == f"state {written[0]}"
+        written[0] += 1
+
+    assert serve(fake(batch=2), many(), write) == {"events": 20_000, "skipped": 0}
+    assert written[0] == 20_000 and ahead[0] <= 50 + 2 * 2 * 10 + 3
+
+
+def test_lines_that_are_no_events_are_told_and_left_out(capsys):
+    wrong = [b"nonsense", b"[1]", b'{"time": "2024-05-01 07:00:00"}', line(0, time="yesterday"), line(0, state=7), line(0, state="<|im_end|>"), line(0, state="x" * 501), b"\xff\n", b"[" * 100_000]
+    told = []
+    given = [line(0, id="a"), *wrong, b"\n", line(1, room="", id=[2])]
+    counts = serve(fake(), [*given[:-1], json.dumps({**json.loads(given[-1]), "time": "2024-05-01T07:00:01"}).encode()], told.append)
+    assert counts == {"events": 2, "skipped": len(wrong)}
+    assert told[0] == {**json.loads(line(0)), "id": "a", "activity": "A", "probability": 0.75} and told[1]["id"] == [2] and told[1]["activity"] == "B"
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == len(wrong) and err[0] == "line 2 is skipped: it is not JSON" and all(row.startswith("line ") for row in err)
+    serve(fake(), [line(0)], told.append, reasoning=True)
+    assert told[-1]["reasoning"] == "odd or even"
+
+
+def test_the_door_answers_while_events_still_come(model, tmp_path):
+    home = {"name": "home", "rooms": {"kitchen": ["fridge (opened, closed)"]}, "labels": {"COOKING": "", "EATING": ""}}
+    (tmp_path / "home.json").write_text(json.dumps(home))
+    argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", str(tmp_path), "--window", "2", "--max-wait", "0.5"]
+    process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for count in (2, 1):  # a full window, and one that is not filled
+        for n in range(count):
+            process.stdin.write(f"{line(n).decode()}\n")
+        process.stdin.flush()
+        for n in range(count):
+            told = json.loads(process.stdout.readline())
+            assert told["state"] == f"state {n}" and told["activity"] in home["labels"] and 0 < told["probability"] <= 1
+    out, _ = process.communicate(f"{line(5).decode()}\n", timeout=60)
+    last = [json.loads(row) for row in out.splitlines()]
+    assert process.returncode == 0 and last[0]["state"] == "state 5" and last[1:] == [{"events": 4, "skipped": 0}]
+
+
+def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path):
+    """Each event has one answer, in order, wherever the first run was killed; a torn line is written again."""
+    given, path = b"".join(line(n) + b"\n" for n in range(12)), tmp_path / "answers.jsonl"
+    argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", "simulated:D0", "--window", "2", "--out", str(path)]
+    process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(given[: given.index(b"state 5")])  # up to the middle of a line
+    process.stdin.flush()
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    with open(path, "ab") as file:
+        file.write(b'{"time": "2024')
+    done = subprocess.run(argv, cwd=ROOT, input=given, capture_output=True)
+    assert done.returncode == 0 and json.loads(done.stdout) == {"events": 12, "skipped": 0}
+    assert [row["state"] for row in lines(path)] == [f"state {n}" for n in range(12)] and all(row["activity"] for row in lines(path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "the following arguments are required: --model, --home"),
+        (["--model", "{model}", "--home", "/nowhere"], "there is no home /nowhere"),
+        (["--model", "{model}", "--home", "simulated:X"], "there is no simulated home"),
+        (["--model", "{model}", "--home", "simulated:D0", "--window", "0"], "--window must be at least 1"),
+        (["--model", "{model}", "--home", "simulated:D0", "--out", "/nowhere/x"], "/nowhere/x cannot be written"),
+    ],
+)
+def test_mistakes_are_told(model, flags, message):
+    code, _, _, err = outcome(main, *[flag.format(model=model) for flag in flags])
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_a_wait_is_a_number_of_seconds():
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="max-wait"):
+            Live(fake(), max_wait=wrong)

@@ -1,0 +1,135 @@
+"""How scores bear faults and change: curves of weighted F1 over levels of noise, or over weeks in a simulated home where something changes.
+
+    python -m tools.robustness runs/noise --model baseline:sensor --model baseline:hmm --data marble:PATH \\
+        --level "" --level drop=0.1 --level drop=0.2 --level drop=0.4
+    python -m tools.robustness runs/drift --model nano-student --adapter runs/default/adapter --model baseline:naive-bayes \\
+        --data simulated:D3 --drift
+
+Drift: baselines learn from the first two weeks. The next two are as these were; in the four behind them
+
+    nothing     is changed: how much weeks differ anyway
+    sensor      the busiest sensor is silent: its events are missing
+    routine     the household lives three hours later
+    resident    somebody moves in
+
+`nothing`, `sensor` and `routine` are scored over the same events. A model is not trained here: it is scored as it
+is. OUT holds one run of harkd.eval and a picture for each curve; the last line is JSON, as harkd.eval's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from harkd.contestants import contestants
+from harkd.doors import Parser, add_model_arguments, add_sampling_arguments, enter, machine_of, sampling_of
+from harkd.errors import UserError
+from harkd.eval import EvalSettings, evaluate
+from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
+from harkd.homes.events import Event, Recording, Window
+from harkd.homes.simulated import House, _events, house
+from harkd.scoring import plots
+
+LEARNT, PERIOD, PERIODS = 14, 14, 3  # days
+LATER = "shift=3h"
+
+
+@dataclass(frozen=True)
+class Weeks(Dataset):
+    """Days of a simulated home, of which the first LEARNT train and the others test, these without the sensor that is dead."""
+
+    dead: str = ""
+
+    @cached_property
+    def _sides(self) -> dict[tuple[str, str], str | None]:
+        return {(day.home.name, day.id): "test" if n >= LEARNT else "train" for n, day in enumerate(self.index)}
+
+    def lost(self, split: str = "all") -> Iterator[tuple[Recording, Event]]:
+        return ((day, event) for day in self.recordings(split) for event in day.events() if self._fails(day, event))
+
+    def _windows(self, recording: Recording) -> Iterator[Window]:
+        heard = replace(recording, events=lambda: (event for event in recording.events() if not self._fails(recording, event)))
+        return super()._windows(heard)
+
+    def _fails(self, day: Recording, event: Event) -> bool:
+        return event.sensor == self.dead and self.side_of(day) == "test"
+
+
+def drift(name: str) -> dict[str, list[Dataset]]:
+    """The periods of a simulated home such as "D3", by what changes after the first."""
+    home = house(name)
+    grown = replace(home, residents=(*home.residents, f"R{len(home.residents) + 1}"))
+    learnt = _days(home, 1, LEARNT)
+    busiest, _ = Counter(event.sensor for day in learnt for event in day.events()).most_common(1)[0]
+    found: dict[str, list[Dataset]] = {}
+    for kind in ("nothing", "sensor", "routine", "resident"):
+        for period in range(PERIODS):
+            first = LEARNT + 1 + period * PERIOD
+            days = _days(grown if kind == "resident" and period else home, first, first + PERIOD - 1)  # the same draws, but for who is new
+            weeks = f"days {first} to {first + PERIOD - 1}"
+            options = ReadOptions(noise=LATER if kind == "routine" and period else "")
+            dead = busiest if kind == "sensor" and period else ""
+            data = Weeks(f"{kind}, {weeks}" if period else weeks, (home.home,), (*learnt, *days), options, dead)
+            found.setdefault(kind, []).append(data)
+    return found
+
+
+def _days(home: House, first: int, last: int) -> tuple[Recording, ...]:
+    names = ((number, f"day{number:02d}") for number in range(first, last + 1))
+    return tuple(Recording(name, home.home, name, home.residents, partial(_events, home, number)) for number, name in names)
+
+
+def levels(name: str, specs: Sequence[str], options: ReadOptions) -> list[Dataset]:
+    """A data set at each level of noise."""
+    return [replace(read(name, options, noise=spec), name=spec or "clean") for spec in dict.fromkeys(specs)]
+
+
+def run(argv: Sequence[str] | None) -> dict[str, Any]:
+    """Evaluate, draw, and return eval's result."""
+    args = _arguments(argv)
+    if args.drift and not args.data.startswith("simulated:"):
+        raise UserError("--drift needs a simulated home: --data simulated:D3, say")
+    found = drift(args.data.partition(":")[2]) if args.drift else {"noise": levels(args.data, args.level, read_options(args))}
+    datasets = {dataset.name: dataset for curve in found.values() for dataset in curve}  # all kinds begin with the same weeks
+    rows = contestants(args.model, args.adapter, args.thinking)
+    rows = [row if row.baseline else replace(row, sampling=sampling_of(args, row.thinking)) for row in rows]
+    how = {"limit": args.limit, "options": read_options(args), "dtype": args.dtype}
+    settings = EvalSettings(tuple(rows), tuple(datasets), f"{args.out}/eval", **how)
+    result = evaluate(settings, machine=machine_of(args), datasets=list(datasets.values()))
+    scores = {(row["data"], row["name"]): (row["weighted_f1"] or 0.0, row["weighted_f1_interval"]) for row in result["models"]}
+    for kind, curve in found.items() if plots.installed() else ():
+        lines = {row.name: [scores[dataset.name, row.name] for dataset in curve] for row in rows}
+        places = [dataset.name.removeprefix(f"{kind}, ") for dataset in curve]
+        plots.curves(Path(args.out) / f"{kind}.png", lines, places, f"{args.data}: {kind}")
+    return result
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("tools.robustness", "Curves of weighted F1 over levels of noise, or over weeks.")
+    parser.add_argument("out", metavar="OUT", help="a folder for the run and the pictures")
+    parser.add_argument("--model", action="append", required=True, help="as for harkd.eval")
+    parser.add_argument("--adapter", action="append", default=[], help="as for harkd.eval")
+    parser.add_argument("--data", required=True, help="READER:PATH")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--level", action="append", help='a level of noise, as --noise of harkd.eval, several times; "" is none')
+    kind.add_argument("--drift", action="store_true", help="weeks of a simulated home in place of noise")
+    parser.add_argument("--limit", type=int, help="only the first so many windows of each level or period")
+    parser.add_switch("--thinking", None, "as for harkd.eval")
+    for add in (add_data_arguments, add_model_arguments, add_sampling_arguments):
+        add(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: 0, or 2 and one sentence for a user's mistake."""
+    return enter("tools.robustness", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
