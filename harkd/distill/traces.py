@@ -6,9 +6,11 @@
                   {"role": "assistant", "reasoning_content": ..., "content": ...}],
      "answer": [per event a label or null], "causes": {cause: count}, "truth": [per event a list of labels], "agreement": 0..1 or null,
      "tokens": {"prompt": n, "completion": n}, "finish_reason": ..., "seed": ..., "model": ..., "thinking": true,
-     "template": version, "answer_form": version}
+     "template": version, "answer_form": version,
+     "guided": false, "probabilities": null or [per event {label: p}]}
 
     agreement = events answered with one of their true labels / scored events    (an event with a true label is scored; null if none is)
+    probabilities = of a guided answer: the teacher's p of each label; what an event's lack of 1 is shared by the labels it does not name
 
 The system text, the same for all windows of a home, is kept once, in `prompts.jsonl` beside it: {"hash": ..., "content": ...}.
 Both files are append-only, and a record's system text is on the disk before the record is.
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,12 @@ class Trace:
     thinking: bool
     template: str
     answer_form: str
+    guided: bool = False  # absent in traces of older versions, as is the next
+    probabilities: Sequence[Mapping[str, float]] | None = None
 
 
 _FIELDS = tuple(field.name for field in fields(Trace))
+_DEFAULTS = {field.name: field.default for field in fields(Trace) if field.default is not MISSING}
 
 
 def agreement(answer: Sequence[str | None], truth: Sequence[Sequence[str]]) -> float | None:
@@ -137,15 +142,17 @@ def _read(file: Path, prompts: Mapping[str, str], counts: Counter[str]) -> Itera
 
 def _trace(record: Mapping[str, Any], prompts: Mapping[str, str], file: Path, number: int) -> Trace:
     """Check one record and join its system text. Fields that are not known here are left aside."""
+    record = {**_DEFAULTS, **record}
     values = {name: _field(record, name, file, number) for name in _FIELDS}
     try:
         roles = [message["role"] for message in values["messages"]]
         complete = roles[-1:] == ["assistant"] and all(isinstance(m["content"], str) for m in values["messages"] if m["role"] != "system")
         complete = complete and len(values["answer"]) == len(values["truth"]) and values["tokens"]["completion"] >= 0
+        complete = complete and (values["probabilities"] is None or len(values["probabilities"]) == len(values["answer"]))
     except (TypeError, KeyError):
         complete = False
     if not complete:
-        raise UserError(f"{file}, line {number}: messages, answer, truth or tokens do not have the form of a trace")
+        raise UserError(f"{file}, line {number}: messages, answer, truth, tokens or probabilities do not have the form of a trace")
     messages = []
     for message in values["messages"]:
         if message["role"] == "system":
