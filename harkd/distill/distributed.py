@@ -17,11 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harkd.errors import UserError
+from harkd.qwen3.weights import as_device
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's number and how many there are; on `device` lies what they exchange."""
+    """This process's number, how many there are, and its device."""
 
     rank: int = 0
     size: int = 1
@@ -51,13 +52,15 @@ class World:
 
 
 @contextmanager
-def join(device: torch.device) -> Iterator[World]:
-    """Meet the other processes that torchrun started, with NCCL on GPUs and Gloo elsewhere; alone where it started none."""
+def join(device: str | None = None) -> Iterator[World]:
+    """Meet the other processes that torchrun started, alone where it started none: NCCL on GPUs, one each, and Gloo elsewhere."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield World()
+        yield World(device=str(as_device(device)))
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if device in (None, "cuda") and torch.cuda.is_available() else device
+    place = as_device(own)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), str(device))
+        yield World(dist.get_rank(), dist.get_world_size(), str(place))
     finally:
         dist.destroy_process_group()

@@ -86,33 +86,25 @@ def train(
     Raises UserError for a checkpoint of another run or two damaged ones, and where the loss is no longer a number or explodes.
     """
     # 1. The whole run is known beforehand: each step's epoch and packs
-    schedule = [(epoch, packs) for epoch in range(settings.epochs) for packs in epoch_steps(train_examples, settings, epoch)]
-    if not schedule:
-        raise UserError("there is no example to train on")
-    optimiser = AdamW(parameters, settings.weight_decay)
+    schedule = _schedule(train_examples, settings)
 
     # 2. Continue what was killed
-    folder = Path(folder)
+    folder, optimiser = Path(folder), AdamW(parameters, settings.weight_decay)
     digest = run_digest(settings, objective, parameters, train_examples, validation_examples)
-    if world.sum([int(digest[:8], 16)]) != [int(digest[:8], 16) * world.size]:
-        raise UserError("the processes of this run differ in their settings, examples or models: start all of them with the same")
-    result = _resume(folder, digest, parameters, optimiser)
+    result = _resume(folder, digest, parameters, optimiser, world)
     run = Progress(model, optimiser, validation_examples, settings, objective, world, folder, digest, result, f1, log, on_best)
     with open_metrics(folder / METRICS, result.step, world) as run.metrics:
-        if result.step == 0:
-            run.result = replace(result, start_loss=run.validate(0))
+        run.result = result if result.step else replace(result, start_loss=run.validate(0))
         for step in range(result.step, len(schedule)):
             if settings.patience and run.result.waited >= settings.patience:
                 break
-            epoch, packs = schedule[step]
-            began = time.perf_counter()
+            (epoch, packs), began = schedule[step], time.perf_counter()
 
             # 3. Loss and gradient over all packs of the step
             optimiser.zero_grad()
-            examples = [[train_examples[i] for i in pack] for pack in world.share(packs)]
             on_policy = objective.is_on_policy(step, settings.seed)
-            if on_policy:
-                examples = _written(examples, rollout, settings, step * world.size + world.rank)
+            examples = [[train_examples[i] for i in pack] for pack in world.share(packs)]
+            examples = _written(examples, rollout, settings, step * world.size + world.rank) if on_policy else examples
             found = accumulate(model, examples, objective, world, on_policy=on_policy)
             norm = optimiser.gradient_norm()
             if not (found.loss <= objective.bound(model) and math.isfinite(norm)):
@@ -140,6 +132,12 @@ def _written(
     examples = [example for pack in packs for example in pack]
     written = rollout(examples, int(hashlib.sha256(f"{settings.seed} {place}".encode()).hexdigest()[:7], 16))
     return [[written[i] for i in pack] for pack in plan(written, settings.batch_tokens, seed=0, epoch=0)]
+
+
+def _schedule(examples: Sequence[TrainingExample], settings: LoopSettings) -> list[tuple[int, list[Pack]]]:
+    if not examples:
+        raise UserError("there is no example to train on")
+    return [(epoch, packs) for epoch in range(settings.epochs) for packs in epoch_steps(examples, settings, epoch)]
 
 
 def epoch_steps(examples: Sequence[TrainingExample], settings: LoopSettings, epoch: int) -> list[list[Pack]]:
@@ -179,8 +177,10 @@ def run_digest(
     return digest.hexdigest()[:16]
 
 
-def _resume(folder: Path, digest: str, parameters: Mapping[str, nn.Parameter], optimiser: AdamW) -> Result:
+def _resume(folder: Path, digest: str, parameters: Mapping[str, nn.Parameter], optimiser: AdamW, world: World) -> Result:
     """Put the last checkpoint's parameters and optimiser state in place, where there is one. Returns how far it had got."""
+    if world.sum([int(digest[:8], 16)]) != [int(digest[:8], 16) * world.size]:
+        raise UserError("the processes of this run differ in their settings, examples or models: start all of them with the same")
     folder.mkdir(parents=True, exist_ok=True)
     last = checkpoint.load_last(folder)
     if last is None:

@@ -1,7 +1,7 @@
 """The ways to learn from a teacher: what each adds up over a pack, and a step's loss from them.
 
     sequence    sum_n -log Q_n(t_n)                               over the supervised tokens t_n of what the teacher wrote
-    labels      sum_c sum_k P_c(k) (log P_c(k) - log Q_c(k))      over the choices c of labels' tokens: P_c the teacher's, stored with the trace
+    labels      sum_c sum_k P_c(k) (log P_c(k) - log Q_c(k))      over the choices c of labels' tokens, P_c stored with the trace
     logits      sum_n D(P_n, Q_n)                                 over the same tokens, P_n by a teacher that reads along; D, its beta and
                                                                   temperature: kernels/divergence.py
     on-policy   sum_n KL(Q_n || P_n)                              over tokens that the student itself wrote, P_n as above
@@ -69,7 +69,8 @@ class Objective:
 
     def bound(self, model: Qwen3) -> float:
         """Above this loss, four times that of a uniform guess, training has exploded."""
-        return 4 * math.log(self.vocab_size or model.config.vocab_size) * max(1.0, sum(dict(self.ways).values())) * max(1.0, self.temperature) ** 2
+        weight = max(1.0, sum(dict(self.ways).values())) * max(1.0, self.temperature) ** 2
+        return 4 * weight * math.log(self.vocab_size or model.config.vocab_size)
 
     def facts(self) -> list:
         """What a run depends on, for its digest."""
