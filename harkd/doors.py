@@ -24,6 +24,9 @@ from harkd.memory import peak_memory, reset_peak_memory  # noqa: F401, the doors
 from harkd.recognition import Machine
 from harkd.sampling.request import Sampling, recommended
 
+DEFAULT_RUNS = "runs/default"  # what the doors read and write where they are told nothing,
+TEACHER, STUDENT, SIMULATED = "nano-teacher", "nano-student", "simulated"  # with what ships with the package
+
 
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, whose errors are a UserError: one sentence."""
@@ -45,13 +48,6 @@ class Parser(argparse.ArgumentParser):
     def add_switch(self, name: str, default: bool | None, text: str) -> None:
         """--name and --no-name."""
         self.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
-
-    def demand(self, args: argparse.Namespace, *names: str) -> None:
-        """Raise UserError where one of the flags was not given."""
-        absent = [f"--{name}" for name in names if getattr(args, name) is None]
-        if absent:
-            why = "no model and no home is embedded yet, so the doors have no defaults for them"
-            self.error(f"{' and '.join(absent)} must be given: {why}")
 
     def at_least_one(self, args: argparse.Namespace, *names: str) -> None:
         """Raise UserError where one of the flags is below 1."""

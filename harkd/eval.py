@@ -4,40 +4,43 @@
 
 Each `--model` is a row of the comparison, and so is each `--adapter` on its base. A base that an adapter was trained on is evaluated in the
 adapter's mode, with or without reasoning, so that before and after differ in nothing else. Baselines are fitted on the training split
-without noise, whatever is evaluated. `metrics.json` holds scores alone, with 95% intervals and every row's difference from the first;
-what depends on the machine is in `cost.json`.
+without noise, whatever is evaluated; with `--folds K` on K - 1 folds each time, and the predictions of all folds are scored together.
+`--data`, given several times, makes as many tables. `metrics.json` holds scores alone, with 95% intervals and every row's difference from
+the first on the same data; what depends on the machine is in `cost.json`. Where matplotlib is installed, `timeline.png` shows one recording
+of the first data set as the best row sees it; `--report` adds `report.md` and its pictures.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from harkd.contestants import Contestant, check_files, contestants
 from harkd.doors import (
-    Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of, peak_memory, reset_peak_memory,
-    sampling_of,
+    DEFAULT_RUNS, SIMULATED, STUDENT, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of,
+    peak_memory, reset_peak_memory, sampling_of,
 )  # fmt: skip
+from harkd.errors import UserError
 from harkd.files import write_json
-from harkd.homes.answer import Answer
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.events import Window
 from harkd.jsonl import JsonLinesWriter, read_json_lines
-from harkd.recognition import Machine, check_fit, completions, first_windows, load_generator, read_answer, request
+from harkd.recognition import Machine, check_fit, completions, first_windows, load_generator, read_answer, request, reread
 from harkd.sampling.request import Request
 from harkd.scoring.baselines import BASELINES, baseline
 from harkd.scoring.baselines import answers as baseline_answers
-from harkd.scoring.intervals import intervals, paired_differences
-from harkd.scoring.metrics import FIGURES, Scores, score
-from harkd.scoring.table import comparison
+from harkd.scoring import plots
+from harkd.scoring.intervals import LEAST, paired_differences
+from harkd.scoring.metrics import FIGURES
+from harkd.scoring.predictions import costs, score_records
+from harkd.scoring.report import look, write_report, write_timeline
+from harkd.scoring.table import tables
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,12 +48,15 @@ if TYPE_CHECKING:
     from harkd.sampling.generator import Completion
 
 
+FILES = ("metrics.json", "predictions-*.jsonl", "timeline.png", "report.md", "report-*.png")
+
+
 @dataclass(frozen=True)
 class EvalSettings:
-    """What to evaluate, on which windows."""
+    """What to evaluate, on which windows; `data` is one name or several, `limit` counts the windows of each, and of each fold."""
 
     contestants: tuple[Contestant, ...]
-    data: str
+    data: str | tuple[str, ...]
     out: str
     split: str = "test"
     rules: bool = True
@@ -59,52 +65,71 @@ class EvalSettings:
     dtype: str | None = None
 
 
-def evaluate(settings: EvalSettings, *, machine: Machine = Machine(), overwrite: bool = False) -> dict[str, Any]:
-    """Let every contestant label every window, continuing what is there, and write metrics.json. Returns {"models": [scores of each]}."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(dict.fromkeys(self.data)))
+
+
+def evaluate(
+    settings: EvalSettings, *, machine: Machine = Machine(), overwrite: bool = False, datasets: Sequence[Dataset] = ()
+) -> dict[str, Any]:
+    """Let every contestant label every window, continuing what is there, and write metrics.json. Returns {"models": [scores of each]}.
+
+    `datasets`, of different names, stand in for those that `settings.data` names.
+    """
     from harkd.qwen3.weights import as_device
 
-    dataset = read(settings.data, settings.options)
-    total = sum(1 for _ in _windows(settings, dataset))
+    datasets = datasets or [read(name, settings.options) for name in settings.data]
+    total = sum(1 for dataset in datasets for _ in _windows(settings, dataset))
     models = [row for row in settings.contestants if not row.baseline]
     inputs = digests((row.model for row in models), (row.adapter for row in models))
-    folder = RunFolder(settings.out, "eval", asdict(settings), overwrite, ("metrics.json", "predictions-*.jsonl"), inputs)
+    folder = RunFolder(settings.out, "eval", asdict(settings), overwrite, FILES, inputs)
     if folder.result is not None:
-        print(comparison(folder.result["models"]))
+        print(tables(folder.result["models"]))
         return folder.result
     for contestant in models:
         check_files(contestant)
-        asked = _asked(contestant, settings, dataset, _windows(settings, dataset))
-        check_fit(contestant.model, (one for _, one in asked), machine)
+        asked = (one for dataset in datasets for _, one in _asked(contestant, settings, dataset, _windows(settings, dataset)))
+        check_fit(contestant.model, asked, machine)
     as_device(machine.device)
     folder.begin()
-    costs: dict[str, dict[str, Any]] = {}
+    spent: dict[str, dict[str, Any]] = {}
     # baselines, then adapters: faults of the training files, and an adapter that does not fit its base, show before hours go into the rest
     for contestant in sorted(settings.contestants, key=lambda row: (not row.baseline, row.adapter is None)):
         reset_peak_memory()
-        sizes = _predict(contestant, settings, dataset, folder.path / contestant.file, total, machine)
-        costs[contestant.name] = {**sizes, **_costs(folder.path / contestant.file), "peak_memory_bytes": peak_memory()}
-    rows, metrics, first = [], [], None
-    lost = list(_lost(dataset, settings))
-    for contestant in settings.contestants:
-        cost = costs[contestant.name]
-        scores, counts, confusions = _score(folder.path / contestant.file, dataset, lost)
-        spread = {"intervals": intervals(confusions), "against_first": None if first is None else paired_differences(confusions, first)}
-        first = confusions if first is None else first
-        metrics.append({"name": contestant.name, **counts, **scores.to_dict(), **spread})
-        figures = {name: getattr(scores, name) for name in (*FIGURES, "missing")}
-        figures["weighted_f1_interval"] = spread["intervals"] and spread["intervals"]["weighted_f1"]
-        figures |= {"malformed": counts["malformed"], "parameters": cost["parameters"], "seconds_per_window": cost["seconds_per_window"]}
-        rows.append({"name": contestant.name, **figures})
-    write_json(folder.path / "metrics.json", {"data": settings.data, "split": settings.split, "models": metrics})
-    events, scored = metrics[0]["events"], metrics[0]["scored"]
-    print(f"{total} windows of {settings.split}, {events} events, of which {scored} are scored\n\n{comparison(rows)}")
-    peaks = [cost["peak_memory_bytes"] for cost in costs.values()]
+        path = folder.path / contestant.file
+        sizes = _predict(contestant, settings, datasets, path, total, machine)
+        took = costs(record for _, record in read_json_lines(path))
+        spent[contestant.name] = {**sizes, **took, "peak_memory_bytes": peak_memory()}
+    scored = [pair for dataset in datasets for pair in _scores(settings, dataset, folder.path, spent)]
+    rows, metrics = [row for row, _ in scored], [scores for _, scores in scored]
+    write_json(folder.path / "metrics.json", {"data": [dataset.name for dataset in datasets], "split": settings.split, "models": metrics})
+    for dataset, found in zip(datasets, metrics[:: len(settings.contestants)]):
+        print(_told(settings, dataset, found))
+    print(f"\n{tables(rows)}")
+    if plots.installed():
+        best = max(rows[: len(settings.contestants)], key=lambda row: row["weighted_f1"] or 0)["name"]
+        records = _records(folder.path / next(row.file for row in settings.contestants if row.name == best), datasets[0])
+        run = look(_windows(settings, datasets[0])).recording
+        write_timeline(folder.path / "timeline.png", run, records, _labels(datasets[0]), best)
+    peaks = [cost["peak_memory_bytes"] for cost in spent.values()]
     peak = {name: max(found.get(name, 0) for found in peaks) for name in peaks[-1]}
-    return folder.finish({"models": rows}, {"peak_memory_bytes": peak, "models": costs})
+    return folder.finish({"models": rows}, {"peak_memory_bytes": peak, "models": spent})
+
+
+def report(settings: EvalSettings, result: dict[str, Any], command: str = "", datasets: Sequence[Dataset] = ()) -> None:
+    """Write report.md and its pictures for a run that is done. Raises UserError without matplotlib."""
+    windows = {data.name: _windows(settings, data) for data in datasets or [read(name, settings.options) for name in settings.data]}
+    folder = Path(settings.out)
+    write_report(folder, {row.name: folder / row.file for row in settings.contestants}, windows, result, command)
 
 
 def _windows(settings: EvalSettings, dataset: Dataset, done: Set[str] = frozenset()) -> Iterator[Window]:
-    return (window for window in first_windows(dataset, settings.split, settings.limit) if window.id not in done)
+    """The windows to label, of all folds where there are any."""
+    parts = dataset.folded()
+    if len(parts) > 1 and settings.split != "test":
+        raise UserError(f"--folds tests each fold in turn: leave --split {settings.split} out, or choose one with --fold")
+    every = chain.from_iterable(first_windows(part, settings.split, settings.limit) for part in parts)
+    return (window for window in every if window.id not in done)
 
 
 def _asked(contestant: Contestant, settings: EvalSettings, dataset: Dataset, work: Iterable[Window]) -> Iterator[tuple[Window, Request]]:
@@ -114,39 +139,41 @@ def _asked(contestant: Contestant, settings: EvalSettings, dataset: Dataset, wor
 
 
 def _predict(
-    contestant: Contestant, settings: EvalSettings, dataset: Dataset, path: Path, total: int, machine: Machine
+    contestant: Contestant, settings: EvalSettings, datasets: Sequence[Dataset], path: Path, total: int, machine: Machine
 ) -> dict[str, int]:
     """Write the predictions that `path` lacks, each with the seconds since the one before. Returns parameters and bytes of the model."""
     from tqdm import tqdm
 
     with JsonLinesWriter(path) as writer:
-        done = {record["window"] for _, record in read_json_lines(path)}
-        work = _windows(settings, dataset, done)
-        parameters: list[Tensor] = []
-        if contestant.baseline:
-            windows = first_windows(dataset, settings.split, settings.limit)  # all of them: one baseline reads whole recordings
-            answers = (pair for pair in _baseline_answers(contestant, dataset, windows) if pair[0].id not in done)
-        else:
-            generator = load_generator(contestant.model, contestant.adapter, settings.dtype, machine)
-            parameters += generator.model.parameters()
-            answers = _model_answers(dataset, completions(generator, _asked(contestant, settings, dataset, work)))
+        done = {(record["data"], record["window"]) for _, record in read_json_lines(path)}
+        generator = None if contestant.baseline else load_generator(contestant.model, contestant.adapter, settings.dtype, machine)
+        parameters: list[Tensor] = [] if generator is None else list(generator.model.parameters())
         last = time.perf_counter()
         with tqdm(total=total, initial=len(done), desc=contestant.name, unit="window", file=sys.stderr) as progress:
-            for window, record in answers:
-                truth = [list(event.labels) for event in window.events]
-                where = {"window": window.id, "home": window.home, "group": window.group, "recording": window.recording}
-                last, before = time.perf_counter(), last
-                writer.append({**where, "truth": truth, **record, "seconds": round(last - before, 6)})
-                progress.update()
+            for dataset in datasets:
+                known = {window for name, window in done if name == dataset.name}
+                if generator is None:
+                    answers = (pair for pair in _baseline_answers(contestant, settings, dataset) if pair[0].id not in known)
+                else:
+                    asked = _asked(contestant, settings, dataset, _windows(settings, dataset, known))
+                    answers = _model_answers(dataset, completions(generator, asked))
+                for window, record in answers:
+                    truth = [list(event.labels) for event in window.events]
+                    where = {"data": dataset.name, "window": window.id, "home": window.home, "group": window.group}
+                    last, before = time.perf_counter(), last
+                    took = {"seconds": round(last - before, 6)}
+                    writer.append({**where, "recording": window.recording, "truth": truth, **record, **took})
+                    progress.update()
     return {"parameters": sum(p.numel() for p in parameters), "bytes": sum(p.nbytes for p in parameters)}
 
 
-def _baseline_answers(contestant: Contestant, dataset: Dataset, windows: Iterator[Window]) -> Iterator[tuple[Window, dict[str, Any]]]:
-    """Fit on the training split without noise, whatever is evaluated."""
-    clean = replace(dataset, options=replace(dataset.options, noise=""))
-    fitted = baseline(contestant.baseline).fit(clean.windows("train"), _labels(dataset))
-    for window, labels in baseline_answers(fitted, windows):
-        yield window, {"answer": labels, "causes": {}}
+def _baseline_answers(contestant: Contestant, settings: EvalSettings, dataset: Dataset) -> Iterator[tuple[Window, dict[str, Any]]]:
+    """Fit on the training split without noise, whatever is evaluated, and label all windows: one baseline reads whole recordings."""
+    for part in dataset.folded():
+        clean = replace(part, options=replace(part.options, noise=""))
+        fitted = baseline(contestant.baseline).fit(clean.windows("train"), _labels(dataset))
+        for window, labels in baseline_answers(fitted, first_windows(part, settings.split, settings.limit)):
+            yield window, {"answer": labels, "causes": {}}
 
 
 def _model_answers(dataset: Dataset, written: Iterable[tuple[Window, Completion]]) -> Iterator[tuple[Window, dict[str, Any]]]:
@@ -159,16 +186,8 @@ def _model_answers(dataset: Dataset, written: Iterable[tuple[Window, Completion]
         }  # fmt: skip
 
 
-def _costs(path: Path) -> dict[str, Any]:
-    """What all predictions of a file took, those of a run that was killed too, in all and per window."""
-    sums = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
-    windows = 0
-    for windows, record in read_json_lines(path):
-        tokens = record.get("tokens", {})  # a baseline has none
-        sums["seconds"] += record["seconds"]
-        sums["prompt_tokens"] += tokens.get("prompt", 0)
-        sums["completion_tokens"] += tokens.get("completion", 0)
-    return {"windows": windows, **sums, **{f"{name}_per_window": value / windows for name, value in sums.items()}}
+def _records(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
+    return [record for _, record in read_json_lines(path) if record["data"] == dataset.name]
 
 
 def _labels(dataset: Dataset) -> list[str]:
@@ -176,47 +195,58 @@ def _labels(dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(name for home in dataset.homes for name in home.label_names))
 
 
-def _lost(dataset: Dataset, settings: EvalSettings) -> Iterator[tuple[str, Sequence[str]]]:
+def _lost(settings: EvalSettings, dataset: Dataset) -> Iterator[tuple[str, Sequence[str]]]:
     """Group and true labels of the events that noise took from the evaluated stretch of each recording."""
     ends: dict[tuple[str, str], int] = {}
-    for window in first_windows(dataset, settings.split, settings.limit) if settings.options.noise else ():
+    for window in _windows(settings, dataset) if dataset.options.noise else ():
         ends[window.home, window.recording] = max(event.id for event in window.events)
-    for recording, event in dataset.lost(settings.split) if settings.options.noise else ():
+    for recording, event in chain.from_iterable(part.lost(settings.split) for part in dataset.folded()):
         if settings.limit is None or event.id < ends.get((recording.home.name, recording.id), 0):
             yield recording.group, event.labels
 
 
-def _score(path: Path, dataset: Dataset, lost: Sequence[tuple[str, Sequence[str]]]) -> tuple[Scores, dict[str, Any], np.ndarray]:
-    """Scores of a predictions file, what is lost counting as missing; the share of windows whose output was not well formed, all causes,
-    and groups; the confusion of each group, [G, L, L + 1]."""
-    by_group: dict[str, list[tuple[Sequence[str], str | None]]] = defaultdict(list)
-    causes: Counter[str] = Counter()
-    windows = malformed = 0
-    for _, record in read_json_lines(path):
-        windows += 1
-        by_group[record["group"]] += zip(record["truth"], record["answer"], strict=True)
-        causes.update(record["causes"])
-        malformed += Answer(record["answer"], record["causes"]).malformed
-    for group, truth in lost:
-        by_group[group].append((truth, None))
-        causes["dropped"] += 1
-    counts = {"windows": windows, "malformed": malformed / windows, "malformed_windows": malformed, "causes": dict(sorted(causes.items()))}
-    labels, pairs = _labels(dataset), [by_group[group] for group in sorted(by_group)]
-    confusions = np.array([score(*zip(*group), labels).confusion for group in pairs])
-    return score(*zip(*chain(*pairs)), labels), {**counts, "groups": len(pairs)}, confusions
+def _scores(
+    settings: EvalSettings, dataset: Dataset, folder: Path, spent: dict[str, dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each contestant's row of the result and its entry in metrics.json."""
+    lost, first = list(_lost(settings, dataset)), None
+    for contestant in settings.contestants:
+        records = _records(folder / contestant.file, dataset)
+        scores, confusions = score_records(records, _labels(dataset), lost, reread)
+        against = None if first is None else paired_differences(confusions, first)
+        first = confusions if first is None else first
+        name = {"name": contestant.name, "data": dataset.name}
+        figures = {figure: scores[figure] for figure in (*FIGURES, "missing", "malformed")}
+        figures["weighted_f1_interval"] = scores["intervals"] and scores["intervals"]["weighted_f1"]
+        seconds = costs(records)["seconds_per_window"]
+        row = {**name, **figures, "parameters": spent[contestant.name]["parameters"], "seconds_per_window": seconds}
+        yield row, {**name, **scores, "against_first": against}
+
+
+def _told(settings: EvalSettings, dataset: Dataset, scores: dict[str, Any]) -> str:
+    """What was evaluated, and why there are no intervals where there are none."""
+    counts = f"{scores['windows']} windows of {settings.split}, {scores['events']} events, of which {scores['scored']} are scored"
+    text = f"{dataset.name}: {counts}"
+    if dataset.left_out:
+        text += f"; {dataset.left_out} recordings are left out by --split-by {dataset.options.split_by}"
+    if scores["intervals"] is None:
+        few = f"{text}\n{scores['groups']} groups are too few for intervals, which need {LEAST}"
+        return few if dataset.options.folds else f"{few}: --folds K scores all groups"
+    return text
 
 
 def _parser() -> Parser:
     parser = Parser("harkd.eval", "Models and baselines label test windows and are scored.")
-    models = f"a folder, a hub id, or {', '.join(f'baseline:{name}' for name in BASELINES)}; may be given several times"
+    models = f"a folder, a hub id, {TEACHER}, {STUDENT}, or {', '.join(f'baseline:{name}' for name in BASELINES)}; several times"
     parser.add_argument("--model", action="append", help=models)
     parser.add_argument("--adapter", action="append", default=[], help="a LoRA adapter of one of the models; may be given several times")
-    parser.add_argument("--data", help="READER:PATH, for instance marble:PATH")
+    parser.add_argument("--data", action="append", help=f"READER:PATH, for instance marble:PATH, several times; {SIMULATED} without it")
     parser.add_argument("--split", default="test", help="train, validation, test or all")
-    parser.add_argument("--out", help="the run's folder")
+    parser.add_argument("--out", default=f"{DEFAULT_RUNS}/eval", help="the run's folder")
     parser.add_switch("--thinking", None, "reason before the answer; as the adapter was trained, else yes")
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
     parser.add_argument("--limit", type=int, help="only the first so many windows")
+    parser.add_argument("--report", action="store_true", help="write report.md with pictures too, of a run that is done as well")
     parser.add_argument("--overwrite", action="store_true", help="start anew where --out holds a run")
     add_data_arguments(parser)
     add_model_arguments(parser)
@@ -227,13 +257,23 @@ def _parser() -> Parser:
 def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     args = parser.parse_args(argv)
-    parser.demand(args, "model", "data", "out")
     parser.at_least_one(args, "limit", "batch", "cache_tokens")
+    if args.model is None:  # the models that ship with harkd, before and after what the other doors did without arguments
+        args.model = [TEACHER, STUDENT, "baseline:majority", "baseline:sensor"]
+        args.adapter = args.adapter or [f"{DEFAULT_RUNS}/adapter"]
+        if not Path(args.adapter[0]).is_dir():
+            parser.error(f"there is no adapter {args.adapter[0]}: run harkd.train first, or name a --model")
     rows = contestants(args.model, args.adapter, args.thinking)
     samplings = {thinking: sampling_of(args, thinking) for thinking in {row.thinking for row in rows if not row.baseline}}
     rows = [row if row.baseline else replace(row, sampling=samplings[row.thinking]) for row in rows]
-    settings = EvalSettings(tuple(rows), args.data, args.out, args.split, args.rules, args.limit, read_options(args), args.dtype)
-    return evaluate(settings, machine=machine_of(args), overwrite=args.overwrite)
+    settings = EvalSettings(tuple(rows), args.data or SIMULATED, args.out, args.split, args.rules, args.limit, read_options(args), args.dtype)
+    if args.report:
+        plots.need()  # told before hours of work
+    result = evaluate(settings, machine=machine_of(args), overwrite=args.overwrite)
+    if args.report:
+        report(settings, result, shlex.join(["python", "-m", "harkd.eval", *(sys.argv[1:] if argv is None else argv)]))
+        print(f"the report is in {Path(settings.out) / 'report.md'}")
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Door 1: a teacher reads windows of sensor events, reasons, and names the activity behind each event; its answers are kept as traces.
 
     python -m harkd.generate --model Qwen/Qwen3-32B --data marble:PATH --out runs/traces
+    python -m harkd.generate                           (nano-teacher, which ships with harkd, in a simulated home)
 
 One trace per window and sample, appended as it is finished: a killed run goes on where it stopped. A teacher that does not fit here can run
 anywhere: `--export-prompts FILE` writes its prompts as an OpenAI-style batch, `--import-completions FILE` reads its answers back.
@@ -16,7 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harkd.doors import Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of, sampling_of
+from harkd.doors import (
+    DEFAULT_RUNS, SIMULATED, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, machine_of,
+    sampling_of,
+)  # fmt: skip
 from harkd.errors import UserError
 from harkd.homes.answer import ANSWER_FORM
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
@@ -163,12 +167,16 @@ def _trace(settings: GenerateSettings, dataset: Dataset, window: Window, written
 
 
 def _summary(settings: GenerateSettings, folder: Path, total: int) -> dict[str, Any]:
-    """Count what the folder holds, from the file itself: a continued run counts all of it."""
+    """Show one trace, and count what the folder holds, from the file itself: a continued run counts all of it."""
     from harkd.distill.traces import read_traces
 
     traces = correct = incomplete = 0
     causes: Counter[str] = Counter()
     for trace in read_traces(folder):
+        if not traces:
+            user, assistant = trace.messages[-2:]
+            print(f"{trace.window}, and what {settings.model} wrote about it:\n\n{user['content']}\n")
+            print(f"{assistant['reasoning_content']}\n\n{assistant['content']}\n")
         traces += 1
         correct += trace.agreement == 1
         incomplete += None in trace.answer
@@ -202,11 +210,11 @@ def export_prompts(settings: GenerateSettings, file: Path) -> dict[str, Any]:
 
 def _parser() -> Parser:
     parser = Parser("harkd.generate", "A teacher reasons about windows of sensor events; its answers are kept as traces.")
-    parser.add_argument("--model", help="the teacher: a folder in Hugging Face's layout or a hub id such as Qwen/Qwen3-32B")
+    parser.add_argument("--model", default=TEACHER, help="the teacher: a folder in Hugging Face's layout or a hub id")
     parser.add_argument("--adapter", help="a LoRA adapter for it, in PEFT's layout")
-    parser.add_argument("--data", help="READER:PATH, for instance marble:PATH")
+    parser.add_argument("--data", default=SIMULATED, help="READER:PATH, for instance marble:PATH")
     parser.add_argument("--split", default="train", help="train, validation, test or all")
-    parser.add_argument("--out", help="the run's folder")
+    parser.add_argument("--out", help=f"the run's folder; {DEFAULT_RUNS}/traces where none is named")
     parser.add_argument("--samples", type=int, default=1, help="answers per window")
     parser.add_switch("--thinking", None, "reason before the answer; as the adapter was trained, else yes")
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
@@ -225,13 +233,13 @@ def _parser() -> Parser:
 def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     args = parser.parse_args(argv)
-    parser.demand(args, "model", "data", *([] if args.export_prompts else ["out"]))
     if args.export_prompts and args.import_completions:
         parser.error("--export-prompts writes questions and --import-completions reads answers: give one of them")
     parser.at_least_one(args, "samples", "limit", "batch", "cache_tokens")
     thinking = mode(args.adapter, args.thinking)
+    out = args.out or ("" if args.export_prompts else f"{DEFAULT_RUNS}/traces")
     settings = GenerateSettings(
-        model=args.model, adapter=args.adapter, data=args.data, out=args.out or "", split=args.split, samples=args.samples,
+        model=args.model, adapter=args.adapter, data=args.data, out=out, split=args.split, samples=args.samples,
         thinking=thinking, rules=args.rules, limit=args.limit, sampling=sampling_of(args, thinking), options=read_options(args),
         dtype=args.dtype, import_completions=args.import_completions,
     )  # fmt: skip

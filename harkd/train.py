@@ -1,6 +1,7 @@
 """Door 2: a student learns from a teacher's traces, and a LoRA adapter comes out.
 
     python -m harkd.train --model Qwen/Qwen3-0.6B --traces runs/traces --out runs/adapter
+    python -m harkd.train                              (nano-student, on what harkd.generate left without arguments)
 
 `--train-on reasoning` learns the teacher's reasoning and answer, `answer` its answer alone, `truth` the true labels of `--data --split`
 without any teacher: the control that every distillation result needs, and the way to train a teacher on a data set. `--learn` says how:
@@ -19,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harkd.doors import Parser, RunFolder, add_model_arguments, digests, enter
+from harkd.doors import DEFAULT_RUNS, STUDENT, Parser, RunFolder, add_model_arguments, digests, enter
 from harkd.errors import UserError
 from harkd.export import check_export, export_merged
 from harkd.homes.answer import ANSWER_FORM
@@ -167,9 +168,9 @@ class _Progress:
 def _parser() -> Parser:
     default = TrainSettings("", "")
     parser = Parser("harkd.train", "A student learns from a teacher's traces, or from the truth; a LoRA adapter comes out.")
-    parser.add_argument("--model", help="the student: a folder in Hugging Face's layout or a hub id such as Qwen/Qwen3-0.6B")
-    parser.add_argument("--traces", help="a folder that harkd.generate wrote")
-    parser.add_argument("--out", help="the run's folder, and the adapter's")
+    parser.add_argument("--model", default=STUDENT, help="the student: a folder in Hugging Face's layout or a hub id")
+    parser.add_argument("--traces", help=f"a folder that harkd.generate wrote; {DEFAULT_RUNS}/traces where none is named")
+    parser.add_argument("--out", default=f"{DEFAULT_RUNS}/adapter", help="the run's folder, and the adapter's")
     parser.add_argument("--train-on", choices=["reasoning", "answer", "truth"], default=default.train_on, help="what is learnt")
     kept = "which traces: that agree with the truth or with the other samples of their window, the best per window, all"
     parser.add_argument("--keep", choices=["correct", "consistent", "best", "all"], default=default.keep, help=kept)
@@ -216,8 +217,9 @@ def _parser() -> Parser:
 def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     args = parser.parse_args(argv)
-    parser.demand(args, "model", "out")
     parser.at_least_one(args, "limit", "cap", "max_new_tokens")
+    if args.traces is None and args.train_on != "truth":
+        args.traces = f"{DEFAULT_RUNS}/traces"
     names = (
         "model", "out", "traces", "train_on", "keep", "min_agreement", "cap", "data", "split", "limit", "rules", "learn", "teacher",
         "divergence", "beta", "teacher_temperature", "on_policy_fraction", "lora_rank", "lora_alpha", "lr", "epochs", "batch_tokens",

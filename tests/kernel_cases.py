@@ -7,16 +7,19 @@ A kernel's test file writes a short list and one test:
              {"RANK": 16, "BLOCK_M": 64}, num_warps=4, num_stages=3, matrix=True),
     ]
 
-    def test_kernels_compile():
-        assert_compiles(CASES)
+    @each_target
+    def test_kernels_compile(target):
+        assert_compiles(CASES, target)
 
 Signature types are Triton's; a pointer counts as aligned to 16 bytes, as torch allocates, an integer ends in `:16` where it is always a
 multiple of 16. Arguments not in the signature are constants (also an argument whose value is 1, which Triton makes one). A constant such as
 "tl.bfloat16" names a type. Where tiles differ by GPU, write one case for each with `targets`.
 
+`wide` is how many pointers at least are moved by 64 bits: those that reach rows beyond 2^31 elements.
+
 All cases of a list are compiled in one child process without TRITON_INTERPRET, since under it @triton.jit gives no kernel that compiles, and
 without a cache. A case fails on an error, on a register that is spilled, on more shared memory than the chip has, and, where `matrix` is
-set, on sm_90 code without wgmma.
+set, on sm_90 code without wgmma. The ordinary suite compiles for sm_90, `-m slow` for the others.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+
+import pytest
 
 from tests.helpers import ROOT
 
@@ -40,6 +45,7 @@ TARGETS = {  # backend, architecture, threads of a warp, bytes of shared memory 
     "sm_100": ("cuda", 100, 32, 227 * 1024),
     "gfx942": ("hip", "gfx942", 64, 64 * 1024),
 }
+each_target = pytest.mark.parametrize("target", [name if name == "sm_90" else pytest.param(name, marks=pytest.mark.slow) for name in TARGETS])
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Case:
     num_stages: int = 2
     matrix: bool = False
     targets: tuple[str, ...] = tuple(TARGETS)
+    wide: int = 0
 
 
 def compile_cases(cases: list[Case]) -> list[dict]:
@@ -67,8 +74,9 @@ def compile_cases(cases: list[Case]) -> list[dict]:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def assert_compiles(cases: list[Case]) -> None:
-    """Every case compiles for each of its targets, within the chip's registers and shared memory."""
+def assert_compiles(cases: list[Case], target: str | None = None) -> None:
+    """Every case compiles for each of its targets, or for this one of them, within the chip's registers and shared memory."""
+    cases = [replace(case, targets=(target,)) for case in cases if target in case.targets] if target else cases
     results = compile_cases(cases)
     assert len(results) == sum(len(case.targets) for case in cases) > 0
     wrong = [f"{result['name']}: {result['error']}" for result in results if result["error"]]
@@ -126,6 +134,8 @@ def _result(case: dict, target: str) -> dict:
         result["error"] = f"spills {spilled}"
     elif shared > limit:
         result["error"] = f"{shared} bytes of shared memory, the chip has {limit}"
+    elif len(re.findall(r"tt\.addptr .*, (?:tensor<[0-9x]+)?i64", compiled.asm["ttir"])) < case["wide"]:
+        result["error"] = "offsets of 32 bits"
     elif case["matrix"] and target == "sm_90" and not wgmma:
         result["error"] = "no wgmma"
     return result

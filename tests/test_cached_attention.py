@@ -10,7 +10,7 @@ from harkd.kernels.attention import CacheLayer, Sequences, attention
 from harkd.kernels.cached_attention import CLASSES, JOINED, cached_attention, store
 from harkd.kernels.tiles import ANY, TILES, Tile, tile_for
 from tests.exactness import assert_as_exact
-from tests.kernel_cases import TARGETS, Case, assert_compiles
+from tests.kernel_cases import TARGETS, Case, assert_compiles, each_target
 from tests.test_attention import CACHED, cached_plan, draw
 from tests.test_attention import Case as Batch
 
@@ -157,11 +157,11 @@ def case(rows, dim, gpu, targets):
     return Case("harkd.kernels.cached_attention:_attend", signature, constants, tile.warps, tile.stages, matrix, targets)
 
 
-def test_kernels_compile():
+@each_target
+def test_kernels_compile(target):
     families = {"sm_80": ANY, "sm_90": "sm90", "sm_100": ANY, "gfx942": "gfx942"}
     assert set(families) == set(TARGETS)
-    cases = [case(rows, 128, gpu, (target,)) for rows in CLASSES for target, gpu in families.items()]
-    cases += [case(rows, 64, "sm90", ("sm_90",)) for rows in CLASSES]
+    cases = [case(rows, dim, families[target], (target,)) for rows in CLASSES for dim in (64, 128)]
     integers = {f"{name}_ptr": "*i32" for name in "cu_q past prefix_of prefix_len".split()}
     integers |= {name: "i32" for name in "least most room".split()}
     floats = {"parts_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16"}
@@ -170,4 +170,4 @@ def test_kernels_compile():
     cache = {f"{name}_ptr": "*bf16" for name in "k v keys values".split()} | {"slots_ptr": "*i64"}
     strides = {name: "i32:16" for name in "k_token k_head v_token v_head".split()}
     cases.append(Case("harkd.kernels.cached_attention:_store", cache | strides, {"K": 8, "D": 128, "BLOCK": 1024}))
-    assert_compiles(cases)
+    assert_compiles(cases, target)

@@ -111,11 +111,13 @@ def test_training_flags(doors, flags, words):
     refused("train", [*doors["train"], *flags], *words)
 
 
-@every_door
-def test_no_arguments_at_all(door):
-    refused(door, [], "no model and no home is embedded yet", "--model", "--out")
-    done = subprocess.run([sys.executable, "-m", f"harkd.{door}"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and "no model" in done.stderr
+@pytest.mark.parametrize(("door", "before"), [("train", "harkd.generate"), ("eval", "harkd.train")])
+def test_a_door_without_arguments_before_its_turn(door, before, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(door, [], "runs/default/", before)
+    done = subprocess.run([sys.executable, "-m", f"harkd.{door}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and before in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @every_door

@@ -58,7 +58,7 @@ def test_model_adapter_and_baselines_in_one_call(argv, adapter, model, mixed, tm
     first, last = (row["weighted_f1"] for row in (result["models"][0], result["models"][-1]))
     assert len(table) == 4 and f"{last - first:+.3f}" in table[-1] and "gap" in text and "ratio" in text
     metrics, cost, settings = (json.loads((out / name).read_text()) for name in ("metrics.json", "cost.json", "settings.json"))
-    assert [row["name"] for row in metrics["models"]] == names and (metrics["split"], metrics["data"]) == ("test", mixed)
+    assert [row["name"] for row in metrics["models"]] == names and (metrics["split"], metrics["data"]) == ("test", [mixed])
     for row in metrics["models"]:
         assert (row["windows"], row["events"], row["scored"]) == (len(windows), len(events), len(scored))
         assert set(row["per_label"]) == set(LABELS) and sum(map(sum, row["confusion"]["counts"])) == len(scored)
@@ -70,7 +70,7 @@ def test_model_adapter_and_baselines_in_one_call(argv, adapter, model, mixed, tm
     assert base["peak_memory_bytes"]["cpu"] > 1e6 and "seconds" not in (out / "metrics.json").read_text()
     predictions = lines(out / "predictions-tiny-without-reasoning.jsonl")
     assert {line["window"] for line in predictions} == {window.id for window in windows} and len(predictions) == len(windows)
-    assert set(predictions[0]) == {"window", "home", "group", "recording", "truth", "answer", "causes", "text", "finish_reason", "tokens", "mean_logprob", "seconds"}
+    assert set(predictions[0]) == {"data", "window", "home", "group", "recording", "truth", "answer", "causes", "text", "finish_reason", "tokens", "mean_logprob", "seconds"}
 
     again = outcome(main, *argv, "--adapter", adapter, *BASELINES)
     assert again[1] == result and "is done" in again[3] and table == [line for line in again[2].splitlines() if line.startswith(tuple(names))]

@@ -59,7 +59,7 @@ def varied(tmp_path) -> str:
 
 def test_every_baseline_has_intervals_and_the_same_figures_each_time(argv, varied, monkeypatch, tmp_path):
     monkeypatch.setattr(sequence_baselines, "FEWEST", 10)
-    argv = [*argv[2:], "--data", varied]
+    argv = ["--data", varied, *argv[4:]]
     code, result, text, _ = outcome(main, *EVERY_BASELINE, *argv, "--split", "all")
     out = tmp_path / "out"
     metrics = json.loads((out / "metrics.json").read_text())["models"]

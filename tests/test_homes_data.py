@@ -167,7 +167,7 @@ def test_a_dataset_splits_all_of_its_windows(data):
     parts = {split: [window.id for window in dataset.windows(split)] for split in ("train", "validation", "test")}
     assert {split: len(ids) for split, ids in parts.items()} == {"train": 6, "validation": 3, "test": 3} == dataset.survey().windows
     assert sorted(sum(parts.values(), [])) == sorted(every) and len(set(every)) == 12
-    assert all(dataset.split_of(window.group) == "test" for window in dataset.windows("test"))
+    assert all(dataset.side_of(window) == "test" for window in dataset.windows("test"))
     assert [it.id for it in dataset.recordings("test")] == ["/".join(parts["test"][0].split("/")[1:3])]
     assert dataset.home("marble") is dataset.homes[0]
 
@@ -218,6 +218,6 @@ def test_wrong_options_and_names_within_a_dataset_are_told(data):
         with pytest.raises(UserError):
             read(data, **options)
     dataset = read(data)
-    for call in (lambda: dataset.windows("dev"), lambda: dataset.recordings(""), lambda: dataset.home("x"), lambda: dataset.split_of("x")):
+    for call in (lambda: dataset.windows("dev"), lambda: dataset.recordings(""), lambda: dataset.home("x"), lambda: dataset.side_of(a_recording(1))):
         with pytest.raises(UserError):
             call()

@@ -16,6 +16,7 @@ WRONG = {
     "no wgmma": replace(SOUND, constants=SOUND.constants | {"MATRIX": False}, targets=("sm_90",)),
     "spills": replace(SOUND, constants=SOUND.constants | {"ROWS": 128}, num_warps=1, targets=("sm_80",)),
     "shared memory": replace(SOUND, constants=SOUND.constants | {"ROWS": 128}, num_stages=8, targets=("sm_80",)),
+    "offsets of 32 bits": replace(SOUND, wide=9, targets=("sm_80",)),
     "CompilationError": Case("tests.wrong_kernels:broken", {"x": "*i32"}, {"n": 3, "ROWS": 32}, targets=("sm_90",)),
     "missing ['n'], unknown ['m']": Case("tests.wrong_kernels:broken", {"x": "*i32"}, {"m": 3, "ROWS": 32}, targets=("gfx942",)),
     "AttributeError": Case("tests.wrong_kernels:nothing", {}, targets=("gfx942",)),

@@ -4,7 +4,7 @@ import torch
 
 from harkd.kernels import lora_triton, rms_norm_triton, rope_triton
 from harkd.kernels.tiles import ANY, TILES, tile_for
-from tests.kernel_cases import TARGETS, Case, assert_compiles
+from tests.kernel_cases import TARGETS, Case, assert_compiles, each_target
 
 
 def bf16(names):
@@ -15,9 +15,9 @@ def rms_norm():
     numbers = {"rows": "i32", "size": "i32:16", "eps": "fp32"}
     tiles = {width: rms_norm_triton._launch(torch.empty(0), width) for width in (1024, 5120)}
     launch, wide = ({"ROWS": rows, "BLOCK": block, "ADD": True} for rows, block, _ in tiles.values())
-    yield Case("harkd.kernels.rms_norm_triton:_forward", bf16("x hidden weight h y") | numbers, launch, tiles[1024][2])
+    yield Case("harkd.kernels.rms_norm_triton:_forward", bf16("x hidden weight h y") | numbers, launch, tiles[1024][2], wide=4)
     backward, wide = bf16("h weight dh dy dx") | {"dw": "*fp32"} | numbers, wide | {"BLOCKS": rms_norm_triton.TRAINED_BLOCKS, "TRAINED": True}
-    yield Case("harkd.kernels.rms_norm_triton:_backward", backward, wide, tiles[5120][2])
+    yield Case("harkd.kernels.rms_norm_triton:_backward", backward, wide, tiles[5120][2], wide=4)
 
 
 def rope():
@@ -44,12 +44,12 @@ def lora(kernel, rank, gpu, targets):
         "backward": bf16("dy") | {"ds": "*fp32", "db": "*fp32", "span": "i32:16"},
     }
     constants = {"RANK": rank, "BLOCK_M": tile.m, "BLOCK_N": tile.n} | ({"BLOCK_K": tile.k, "GROUP": 8} if kernel == "fused" else {})
-    return Case(
-        f"harkd.kernels.lora_triton:_{kernel}", bf16("low b") | numbers | own[kernel], constants, tile.warps, tile.stages, True, targets
-    )
+    signature, wide = bf16("low b") | numbers | own[kernel], 2 if kernel == "expand" else 4
+    return Case(f"harkd.kernels.lora_triton:_{kernel}", signature, constants, tile.warps, tile.stages, True, targets, wide)
 
 
-def test_kernels_compile():
+@each_target
+def test_kernels_compile(target):
     every, own = tuple(TARGETS), ("sm_90", "sm_100")
     others = ("sm_80", "gfx942")  # with the tile of a GPU that has no row
     cases = [*rms_norm(), *rope(), *swiglu()]
@@ -57,4 +57,4 @@ def test_kernels_compile():
     cases += [lora("expand", 16, ANY, every), lora("expand", 256, ANY, ("gfx942",))]
     cases += [lora("fused", 16, ANY, others), lora("fused", 64, "sm90", own), lora("fused", 256, ANY, ("sm_80",))]
     assert TILES["lora_fused", 0, "sm90"] == TILES["lora_fused", 0, "sm100"]
-    assert_compiles(cases)
+    assert_compiles(cases, target)

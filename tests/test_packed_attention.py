@@ -10,7 +10,7 @@ from harkd.kernels import packed_attention
 from harkd.kernels.attention import Sequences, attention
 from harkd.kernels.tiles import ANY, TILES, Tile, tile_for
 from tests.exactness import assert_as_exact, results
-from tests.kernel_cases import TARGETS, Case, assert_compiles
+from tests.kernel_cases import TARGETS, Case, assert_compiles, each_target
 from tests.test_attention import Case as Pack
 from tests.test_attention import draw, plan
 
@@ -155,10 +155,10 @@ def case(kernel, dim, gpu, targets):
     return Case(f"harkd.kernels.packed_attention:{kernel}", signature, constants, tile.warps, tile.stages, True, targets)
 
 
-def test_kernels_compile():
+@each_target
+def test_kernels_compile(target):
     kernels, families = ("_forward", "_backward_rows", "_backward_keys"), {"sm_80": ANY, "sm_90": "sm90", "sm_100": ANY, "gfx942": "gfx942"}
     assert set(families) == set(TARGETS)
-    cases = [case(kernel, 128, gpu, (target,)) for kernel in kernels for target, gpu in families.items()]
-    cases += [case(kernel, 64, "sm90", ("sm_90",)) for kernel in kernels]
+    cases = [case(kernel, dim, families[target], (target,)) for kernel in kernels for dim in (64, 128)]
     delta = {"out_ptr": "*bf16", "dout_ptr": "*bf16", "delta_ptr": "*fp32", "tokens": "i32"}
-    assert_compiles([*cases, Case("harkd.kernels.packed_attention:_delta", delta, {"HEADS": 16, "D": 128, "M": 64}, targets=("sm_90",))])
+    assert_compiles([*cases, Case("harkd.kernels.packed_attention:_delta", delta, {"HEADS": 16, "D": 128, "M": 64})], target)

@@ -1,13 +1,14 @@
 """Pretrain nano-teacher and nano-student on simulated homes: the same recipe, corpus and number of tokens, and only the size differs.
 
-    python -m tools.pretrain_nano runs/nano            (about an hour on 2 cores; the same command goes on where it was stopped)
+    python -m tools.pretrain_nano runs/nano            (about an hour and a half on 2 cores; the same command goes on where it was stopped)
 
-1. A byte-level BPE tokenizer with Qwen3's split and special tokens, from the prompts and answers of the first homes of family P.
+1. A byte-level BPE tokenizer with Qwen3's split and special tokens, from the prompts and answers of the first homes of family P, which
+   have few words, and from MARBLE's prompt and the text of the licence, so that other homes' words do not fall to pieces.
 2. The corpus: --homes homes of P, --windows windows of each, with their true answers behind a short thought made from the truth or, one
    time in four, alone.
 3. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, each home once.
 
-Each model is written as a Hugging Face folder in bfloat16; `tools/results/` keeps the log. No home of families D and T is ever seen.
+Each model is written as a Hugging Face folder, its tensors in bfloat16; `tools/results/` keeps the log. No home of families D and T is ever seen.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from harkd.files import write_json
 from harkd.homes.answer import canonical, label_spans
 from harkd.homes.dataset import Dataset, read
 from harkd.homes.events import Home, Window
-from harkd.homes.prompt import prompt
+from harkd.homes.prompt import prompt, system_message
+from harkd.homes.readers import marble_home
 from harkd.homes.simulated import reasoning
 from harkd.qwen3.config import Qwen3Config
 from harkd.qwen3.model import Qwen3, initialise
@@ -45,6 +47,7 @@ SIZES = {  # hidden, intermediate, layers, heads, key/value heads
     "nano-student": (64, 160, 2, 2, 1),
 }
 TOKENIZER_HOMES = 300
+LICENCE = Path(__file__).parents[1] / "LICENSE"
 
 
 def train_tokenizer(texts: Iterator[str] | list[str], vocab_size: int) -> Tokenizer:
@@ -104,9 +107,9 @@ def corpus(tokenizer, homes: range, windows: int) -> list[TrainingExample]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--homes", type=int, default=900)
+    parser.add_argument("--homes", type=int, default=1500)
     parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--batch-tokens", type=int, default=6144)
+    parser.add_argument("--batch-tokens", type=int, default=5120)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=SIZES)
@@ -114,6 +117,7 @@ def main(argv: list[str] | None = None) -> int:
 
     texts = [message["content"] for number in range(TOKENIZER_HOMES) for lesson in lessons(number, 2) for message in lesson[2]]
     texts += [lesson[2][-1]["reasoning_content"] for number in range(TOKENIZER_HOMES) for lesson in lessons(number, 2)]
+    texts += [system_message(marble_home.home(True, True)), LICENCE.read_text(encoding="utf-8")]
     base = args.out / "tokenizer"
     save_tokenizer(train_tokenizer(texts, VOCABULARY), base)
     tokenizer = load_tokenizer(base)
@@ -132,14 +136,16 @@ def main(argv: list[str] | None = None) -> int:
 def pretrain(
     name: str, vocab_size: int, learn: list[TrainingExample], held_out: list[TrainingExample], settings: LoopSettings, out: Path
 ) -> None:
-    """Train one of SIZES from random weights, and write it to `out`/NAME in bfloat16."""
-    config = Qwen3Config(vocab_size, *SIZES[name], head_dim=64, tie_word_embeddings=True, max_position_embeddings=4096)
+    """Train one of SIZES from random weights, and write it to `out`/NAME."""
+    config = Qwen3Config(vocab_size, *SIZES[name], head_dim=64, tie_word_embeddings=True, max_position_embeddings=8192)
     model = initialise(Qwen3(config), settings.seed)
     parameters = dict(model.named_parameters())
     print(f"{name}: {sum(p.numel() for p in parameters.values())} parameters", file=sys.stderr)
     log = lambda record: print(json.dumps(record), flush=True)  # noqa: E731
     result = train(model, parameters, learn, held_out, settings, out / f"{name}-run", log=log)
     save_model(model.to(torch.bfloat16), out / name, out / "tokenizer")
+    stored = json.loads((out / name / "config.json").read_text(encoding="utf-8"))
+    write_json(out / name / "config.json", {**stored, "torch_dtype": "float32"})  # in which a CPU computes so small a model faster
     print(f"{name}: {result}", file=sys.stderr)
 
 

@@ -40,7 +40,8 @@ def _print_report(dataset: Dataset, report: Report) -> None:
     """The counts, one line each."""
     unscored = report.events - report.scored
     print(f"data        {dataset.name}")
-    print(f"recordings  {report.recordings} in {report.groups} groups")
+    left_out = f", {dataset.left_out} left out by --split-by {dataset.options.split_by}" if dataset.left_out else ""
+    print(f"recordings  {report.recordings} in {report.groups} groups{left_out}")
     print(f"residents   {report.residents}")
     print(f"sensors     {report.sensors}")
     print(f"events      {report.events}: {report.scored} scored, {unscored} without a label on offer")
@@ -60,7 +61,7 @@ def _print_counts(title: str, counts: Mapping[str, int]) -> None:
 
 def _print_prompt(dataset: Dataset, rules: bool, tokenizer_ref: str | None) -> int | None:
     """Print the prompt of the first window, of the training side if there is one, and return its number of tokens if asked for."""
-    window = next(dataset.windows("train"), None) or next(dataset.windows(), None)
+    window = next(dataset.folded()[0].windows("train"), None) or next(dataset.windows(), None)
     if window is None:
         print("prompt      none: there are no events")
         return None

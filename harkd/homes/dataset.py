@@ -21,7 +21,7 @@ from harkd.homes.noise import apply, lost, parse_noise
 from harkd.homes.options import ReadOptions, add_data_arguments, read_options
 from harkd.homes import simulated
 from harkd.homes.readers import READERS
-from harkd.homes.splits import SPLITS, assign_splits, check_split
+from harkd.homes.splits import SPLITS, check_split, sides
 from harkd.homes.windows import windows
 
 __all__ = ["Dataset", "ReadOptions", "Report", "add_data_arguments", "read", "read_options"]
@@ -54,8 +54,21 @@ class Dataset:
     options: ReadOptions = ReadOptions()
 
     @cached_property
-    def _splits(self) -> dict[str, str]:
-        return assign_splits((recording.group for recording in self.index), self.options.split_seed)
+    def _sides(self) -> dict[tuple[str, str], str | None]:
+        """The side of each (home, recording)."""
+        options = self.options
+        found = sides(self.index, options.split_by, options.split_seed, options.folds, options.fold)
+        return {(recording.home.name, recording.id): side for recording, side in zip(self.index, found, strict=True)}
+
+    @property
+    def left_out(self) -> int:
+        """How many recordings stand on no side of the split."""
+        return list(self._sides.values()).count(None)
+
+    def folded(self) -> list[Dataset]:
+        """The data set once for each of its folds, or as it is where it is not divided into folds, or one of them is chosen."""
+        numbers = range(1, self.options.folds + 1) if not self.options.fold else ()
+        return [replace(self, options=replace(self.options, fold=number)) for number in numbers] or [self]
 
     def home(self, name: str) -> Home:
         for home in self.homes:
@@ -63,14 +76,17 @@ class Dataset:
                 return home
         raise UserError(f"{self.name} has no home {name!r}: it has {', '.join(home.name for home in self.homes)}")
 
-    def split_of(self, group: str) -> str:
-        if group not in self._splits:
-            raise UserError(f"{self.name} has no group {group!r}")
-        return self._splits[group]
+    def side_of(self, recording: Recording | Window) -> str | None:
+        """The side on which a recording or window stands, None for neither."""
+        name = (recording.home.name, recording.id) if isinstance(recording, Recording) else (recording.home, recording.recording)
+        if name not in self._sides:
+            raise UserError(f"{self.name} has no recording {name[1]!r}")
+        return self._sides[name]
 
     def recordings(self, split: str = "all") -> Iterator[Recording]:
-        check_split(split)
-        return (recording for recording in self.index if split in ("all", self._splits[recording.group]))
+        if check_split(split) != "all" and self.options.folds and not self.options.fold:
+            raise UserError(f"--folds {self.options.folds} makes folds, none of which is {split}: choose the one that tests with --fold")
+        return (recording for recording in self.index if split == "all" or self.side_of(recording) == split)
 
     def windows(self, split: str = "all") -> Iterator[Window]:
         """The windows of a split, of the recordings with the noise that the options ask for."""
@@ -88,24 +104,26 @@ class Dataset:
         """Read everything once and count it."""
         labels, sizes, notes = Counter[str](), Counter[str](), Notes()
         sensors: set[tuple[str, str, str]] = set()
+        folds, fold = self.options.folds, self.options.fold
+        names = [f"fold {n + 1}" for n in range(folds)] if folds and not fold else SPLITS
         events = scored = 0
         for recording in self.index:
             notes.add(recording.notes())
             for window in self._windows(recording):
-                sizes[self.split_of(window.group)] += 1
+                sizes[self.side_of(recording) or "left out"] += 1
                 events += len(window.events)
                 scored += sum(bool(event.labels) for event in window.events)
                 labels.update(label for event in window.events for label in event.labels)
                 sensors.update((window.home, event.room, event.sensor) for event in window.events)
         return Report(
             recordings=len(self.index),
-            groups=len(self._splits),
+            groups=len({recording.group for recording in self.index}),
             residents=len({(recording.home.name, resident) for recording in self.index for resident in recording.residents}),
             sensors=len(sensors),
             events=events,
             scored=scored,
             labels=dict(labels.most_common()),
-            windows={split: sizes[split] for split in SPLITS},
+            windows={split: sizes[split] for split in (*names, *(["left out"] if sizes["left out"] else []))},
             repaired=dict(notes.repaired.most_common()),
             unscored=dict(notes.unscored.most_common()),
             noticed=dict(notes.noticed.most_common()),

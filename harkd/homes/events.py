@@ -82,6 +82,7 @@ class Recording:
     residents: tuple[str, ...]
     events: Callable[[], Iterator[Event]]
     notes: Callable[[], Notes] = Notes
+    scenario: str = ""  # what was acted out, where the data set says so
 
 
 @dataclass(frozen=True)

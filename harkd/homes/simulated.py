@@ -242,12 +242,8 @@ def _run(home: House, rng: Random, index: int, resident: str, name: str, clock: 
 
 
 def reasoning(window: Window, labels: Sequence[str]) -> str:
-    """A short thought that leads to `labels`, one per event: the time of day, then each activity with its events and their sensors."""
+    """A short thought that leads to `labels`, one per event: the time of day, then each event's sensor and what it belongs to."""
     hour = window.events[0].time.hour
     part = next(part for end, part in DAYTIMES if hour < end)
-    lines = [f"It is {part}."]
-    for label in dict.fromkeys(labels):
-        numbers = [n for n, given in enumerate(labels) if given == label]
-        sensors = dict.fromkeys(window.events[n].sensor for n in numbers)
-        lines.append(f"{label}: {' '.join(str(n + 1) for n in numbers)} ({', '.join(sensors)})")
-    return "\n".join(lines)
+    lines = (f"{n} {event.sensor}: {label}" for n, (event, label) in enumerate(zip(window.events, labels, strict=True), 1))
+    return "\n".join([f"It is {part}.", *lines])

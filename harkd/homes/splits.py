@@ -8,16 +8,26 @@ Recordings that share a key (a person on a day, say) form a group, transitively;
 
 and which groups those are is drawn by the SHA-256 of seed and name: the same on every machine and in any order of reading.
 So are k folds: each is the test side once, the others train, and the predictions of all, pooled, cover every group out of fold.
+
+What is drawn may be another unit than the group (`--split-by`), for other questions:
+
+    subject     people never seen in training; a recording of people on different sides is left out
+    scenario    scenarios never seen in training, of people who may have been, on the same day too
+    home        homes never seen in training
+    days        later days: of each home's groups in the order of time, not drawn, the first train, the last test, and one between two
+                sides is left out; k folds are k stretches of days, without the days on either side of the one that tests
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from harkd.errors import UserError
+from harkd.homes.events import Recording
 
 SPLITS = ("train", "validation", "test")
+UNITS = ("group", "subject", "scenario", "home", "days")
 
 
 def join_groups(keys: Mapping[str, Iterable[Hashable]]) -> dict[str, str]:
@@ -36,6 +46,61 @@ def join_groups(keys: Mapping[str, Iterable[Hashable]]) -> dict[str, str]:
             first, second = sorted((root(recording), root(holder.setdefault(key, recording))), key=order.__getitem__)
             parent[second] = first
     return {recording: root(recording) for recording in keys}
+
+
+def sides(index: Sequence[Recording], by: str = "group", seed: int = 0, k: int = 0, fold: int = 0) -> list[str | None]:
+    """The side of each recording, None where it is left out. With k folds it is "test" in fold number `fold`, from 1, and "train" in the
+    others, or "fold 1" to "fold k" where `fold` is 0. Raises UserError where the recordings cannot be divided so.
+    """
+    units = [_units(recording, by) for recording in index]
+    names = sorted({unit for of_recording in units for unit in of_recording})
+    if by == "days":
+        side_of = _in_time(index, k, fold)
+    elif k:
+        side_of = {unit: _side_in_fold(number + 1, fold) for unit, number in folds(names, k, seed).items()}
+    else:
+        side_of = assign_splits(names, seed)
+    found = [{side_of[unit] for unit in of_recording} for of_recording in units]
+    chosen = [of_recording.pop() if len(of_recording) == 1 else None for of_recording in found]
+    if by != "group" and not fold == 0 < k and not {"train", "test"} <= set(chosen):
+        raise UserError(f"--split-by {by} leaves no recording to {'train' if 'train' not in chosen else 'test'}: choose another --split-by")
+    return chosen
+
+
+def _units(recording: Recording, by: str) -> list[str]:
+    """The names of what is drawn that a recording belongs to."""
+    if by in ("group", "days"):
+        return [recording.group]
+    if by == "home":
+        return [recording.home.name]
+    told = [f"{recording.home.name}/{resident}" for resident in recording.residents] if by == "subject" else [recording.scenario]
+    if not any(told):
+        raise UserError(f"--split-by {by}: nothing tells the {by} of recording {recording.id!r}: choose another --split-by")
+    return told
+
+
+def _in_time(index: Sequence[Recording], k: int, fold: int) -> dict[str, str | None]:
+    """The side of each group by its place among those of its home."""
+    found: dict[str, str | None] = {}
+    for home in dict.fromkeys(recording.home.name for recording in index):
+        begins = ((next(r.events(), None), r.group) for r in index if r.home.name == home)
+        groups = list(dict.fromkeys(group for _, group in sorted((event.time, group) for event, group in begins if event is not None)))
+        n = len(groups)
+        if n < max(5, k):
+            raise UserError(f"--split-by days: {home} has {n} days, too few for {k or 3} sides")
+        if k:
+            blocks = [i * k // n + 1 for i in range(n)]
+            near = {i + step for i, block in enumerate(blocks) if block == fold for step in (-1, 1)}
+            placed = [None if i in near and block != fold else _side_in_fold(block, fold) for i, block in enumerate(blocks)]
+        else:
+            test, validation = (2 * n + 5) // 10, (n + 5) // 10
+            placed = ["train"] * (n - test - validation - 2) + [None] + ["validation"] * validation + [None] + ["test"] * test
+        found |= dict(zip(groups, placed, strict=True))
+    return {recording.group: found.get(recording.group) for recording in index}  # those without events: nowhere
+
+
+def _side_in_fold(number: int, fold: int) -> str:
+    return ("test" if number == fold else "train") if fold else f"fold {number}"
 
 
 def assign_splits(groups: Iterable[str], seed: int = 0) -> dict[str, str]:

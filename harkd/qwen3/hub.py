@@ -1,5 +1,5 @@
-"""From the name of a model or adapter to a folder on this machine: a local folder, or a Hugging Face hub id that is downloaded once and
-kept in the hub's cache.
+"""From the name of a model or adapter to a folder on this machine: a model that ships with the package, a local folder, or a Hugging Face
+hub id that is downloaded once and kept in the hub's cache.
 
 Only this module uses the network. HF_HUB_OFFLINE, HF_HOME and HF_TOKEN work as in huggingface-hub.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harkd.errors import UserError
 
+EMBEDDED = ("nano-teacher", "nano-student")  # in harkd/models/, pretrained by tools/pretrain_nano.py
 MODEL_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors", "*.safetensors.index.json",
 )  # fmt: skip
@@ -24,13 +25,15 @@ def resolve(ref: str | Path, patterns: Sequence[str] = MODEL_FILES) -> Path:
 
     Raises UserError where there is neither.
     """
+    if str(ref) in EMBEDDED:
+        return Path(__file__).parents[1] / "models" / ref
     folder = Path(ref).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
         raise UserError(f"{ref} is a file; a model is named by its folder or by a hub id such as Qwen/Qwen3-0.6B")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(ref)):
-        raise UserError(f"{ref!r} is neither an existing folder nor a hub id such as Qwen/Qwen3-0.6B")
+        raise UserError(f"{ref!r} is neither an existing folder nor a hub id such as Qwen/Qwen3-0.6B, nor {' nor '.join(EMBEDDED)}")
     return _download(str(ref), patterns)
 
 

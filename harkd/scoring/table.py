@@ -44,12 +44,32 @@ def comparison(models: Sequence[Mapping[str, Any]]) -> str:
     return align(rows)
 
 
+def tables(models: Sequence[Mapping[str, Any]]) -> str:
+    """A comparison of the models for each data set, the `data` of a row, and the weighted F1 of all where there are several."""
+    sets: dict[str, list[Mapping[str, Any]]] = {}
+    for model in models:
+        sets.setdefault(model["data"], []).append(model)
+    if len(sets) == 1:
+        return comparison(models)
+    return "\n\n".join([*(f"{name}\n{comparison(rows)}" for name, rows in sets.items()), f"weighted F1\n{overview(sets)}"])
+
+
+def overview(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The weighted F1 of each model, down, on each data set, across, and the mean over those where it is known."""
+    rows = [["model", *sets, "mean"]]
+    for models in zip(*sets.values(), strict=True):
+        known = [model["weighted_f1"] for model in models if model["weighted_f1"] is not None]
+        cells = (_cell("", model["weighted_f1"]) + _interval(model.get("weighted_f1_interval")) for model in models)
+        rows.append([models[0]["name"], *cells, _cell("", sum(known) / len(known) if known else None)])
+    return align(rows)
+
+
 def confusion_matrix(scores: Scores) -> str:
     """True labels down, predicted ones across by their number, and no valid answer ("none") last; a dot is zero."""
     numbers = [str(i) for i in range(1, len(scores.labels) + 1)]
     rows = [["true \\ predicted", *numbers, "none"]]
     for number, label, counts in zip(numbers, scores.labels, scores.confusion):
-        rows.append([f"{number.rjust(len(numbers[-1]))} {_shorten(label)}", *(str(count) if count else "." for count in counts)])
+        rows.append([f"{number.rjust(len(numbers[-1]))} {shorten(label)}", *(str(count) if count else "." for count in counts)])
     return align(rows)
 
 
@@ -65,7 +85,7 @@ def _interval(limits: Sequence[float] | None) -> str:
     return f" [{limits[0]:.3f}, {limits[1]:.3f}]" if limits else ""
 
 
-def _shorten(label: str) -> str:
+def shorten(label: str) -> str:
     """Leave out the middle of a long label: names differ at either end ("preparing breakfast", "preparing dinner")."""
     if len(label) <= LONGEST:
         return label

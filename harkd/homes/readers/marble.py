@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -63,7 +63,7 @@ def read(folder: Path, options: ReadOptions) -> tuple[tuple[Home, ...], tuple[Re
         keys[instance.id] = list(product(people[instance.id], {local_time(row.time, options.utc_offset).date() for row in rows}))
     groups = join_groups(keys)
     recordings = (recording(it.id, home, groups[it.id], people[it.id], it.events) for it in instances)
-    return (home,), tuple(recordings)
+    return (home,), tuple(replace(found, scenario=found.id.partition("/")[0]) for found in recordings)
 
 
 def _instance_folders(folder: Path) -> list[Path]:

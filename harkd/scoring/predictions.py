@@ -1,0 +1,77 @@
+"""The scores and costs in a file of predictions: one record for each window, as `python -m harkd.eval` writes them.
+
+Beside the strict scores stand, apart, those of the answers read again with normalised labels, and, where records hold the `probabilities`
+of a guided answer ({label: p} of each event), how well these are calibrated.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from harkd.homes.answer import Answer
+from harkd.scoring.calibration import Calibration, calibration
+from harkd.scoring.intervals import intervals
+from harkd.scoring.metrics import FIGURES, score
+
+Record = Mapping[str, Any]
+Reader = Callable[[Record, Sequence[str]], Sequence[str | None]]  # (record, labels) -> the label of each event
+
+
+def score_records(
+    records: Iterable[Record], labels: Sequence[str], lost: Iterable[tuple[str, Sequence[str]]], reread: Reader
+) -> tuple[dict[str, Any], np.ndarray]:
+    """All scores of at least one record, and the confusion of each group, [G, L, L + 1], for comparisons.
+
+    `lost` holds group and true labels of events in no window, which count as missing; `reread` gives the answer with labels normalised.
+    """
+    strict, lenient, causes, said = defaultdict(list), [], Counter[str](), []
+    windows = malformed = 0
+    for record in records:
+        windows += 1
+        strict[record["group"]] += zip(record["truth"], record["answer"], strict=True)
+        lenient += zip(record["truth"], reread(record, labels), strict=True)
+        causes.update(record["causes"])
+        malformed += Answer(record["answer"], record["causes"]).malformed
+        said += _said(record, labels)
+    for group, truth in lost:
+        strict[group].append((truth, None))
+        lenient.append((truth, None))
+        causes["dropped"] += 1
+    pairs = [strict[group] for group in sorted(strict)]
+    confusions = np.array([score(*zip(*group), labels).confusion for group in pairs])
+    normalised = score(*zip(*lenient), labels)
+    return {
+        "windows": windows, "malformed": malformed / windows, "malformed_windows": malformed, "causes": dict(sorted(causes.items())),
+        "groups": len(pairs), **score(*zip(*chain(*pairs)), labels).to_dict(),
+        "normalised": {name: getattr(normalised, name) for name in (*FIGURES, "missing")},
+        "calibration": asdict(_calibration(said)) if said else None, "intervals": intervals(confusions),
+    }, confusions  # fmt: skip
+
+
+def _said(record: Record, labels: Sequence[str]) -> list[tuple[float, bool]]:
+    """Of each scored event with an answer and its probabilities: that of the answer, and whether it is right."""
+    triples = zip(record["truth"], record["answer"], record.get("probabilities") or ())
+    scored = (([label for label in truth if label in labels], answer, of) for truth, answer, of in triples if answer in of)
+    return [(min(of[answer], 1.0), [answer] == true) for true, answer, of in scored if len(true) == 1]  # rounding may exceed 1
+
+
+def _calibration(said: Sequence[tuple[float, bool]]) -> Calibration:
+    return calibration(*zip(*said))
+
+
+def costs(records: Iterable[Record]) -> dict[str, Any]:
+    """What at least one prediction took, those of a run that was killed too, in all and per window."""
+    sums = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
+    windows = 0
+    for windows, record in enumerate(records, 1):
+        tokens = record.get("tokens", {})  # a baseline has none
+        sums["seconds"] += record["seconds"]
+        sums["prompt_tokens"] += tokens.get("prompt", 0)
+        sums["completion_tokens"] += tokens.get("completion", 0)
+    return {"windows": windows, **sums, **{f"{name}_per_window": value / windows for name, value in sums.items()}}

@@ -1,0 +1,115 @@
+"""The demonstration with its controls, over several homes: what a student of nano-teacher learns, and that it learns it from the traces.
+
+    python -m tools.demonstration runs/demonstration [--seeds 10 11 12 13 14]       (the same command goes on where it was stopped)
+
+For each seed S, nano-teacher reasons about the training days of home D<S>, and nano-student is trained from the same start by the same
+recipe on
+
+    true answers        no teacher, no reasoning
+    shuffled traces     every window with the trace of another one: what a student learns from them is no more than the form
+    all traces          whatever they say
+    correct traces      those that agree with the truth, as the doors do it
+
+All of them, the teacher, the student before and two baselines then label the held-out days of D<S>, and of T<S>, a home that no one was
+trained on. Prints weighted F1: the mean over seeds with its 95% interval (Student's t), and the median; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from harkd.contestants import contestants
+from harkd.distill.traces import Trace, TraceWriter, read_traces
+from harkd.doors import STUDENT, TEACHER
+from harkd.eval import EvalSettings, evaluate
+from harkd.files import write_json
+from harkd.generate import GenerateSettings, generate
+from harkd.sampling.request import recommended
+from harkd.scoring.table import align
+from harkd.train import TrainSettings, train
+
+ADAPTERS = {"true answers": "truth", "shuffled traces": "shuffled", "all traces": "all", "correct traces": "correct"}
+ROWS = ("baseline:majority", "baseline:sensor", "student before", *(f"student, {name}" for name in ADAPTERS), "teacher")
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by number of seeds
+
+
+def shuffle(traces: Sequence[Trace], seed: int) -> list[Trace]:
+    """Give every window the answer of another one, drawn by `seed`."""
+    order = Random(seed).sample(range(len(traces)), len(traces))
+    to = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: none keeps its own
+    return [
+        replace(trace, messages=[*trace.messages[:-1], traces[to[i]].messages[-1]], answer=traces[to[i]].answer, agreement=0.0)
+        for i, trace in enumerate(traces)
+        if len(traces[to[i]].answer) == len(trace.answer)
+    ]
+
+
+def one_seed(seed: int, out: Path) -> dict[str, dict[str, float]]:
+    """Weighted F1 of every row on both homes."""
+    home, other = f"simulated:D{seed}", f"simulated:T{seed}"
+    sampling = replace(recommended(True), seed=seed)
+    generate(GenerateSettings(TEACHER, home, f"{out}/traces", sampling=sampling))
+    if not (out / "shuffled").exists():
+        with TraceWriter(out / "shuffled.partial") as writer:
+            for trace in shuffle(list(read_traces(out / "traces")), seed):
+                if (trace.window, trace.sample) not in writer.done:
+                    writer.write(trace)
+        (out / "shuffled.partial").rename(out / "shuffled")
+    runs = {
+        "truth": TrainSettings(STUDENT, f"{out}/truth", train_on="truth", data=home, seed=seed),
+        "shuffled": TrainSettings(STUDENT, f"{out}/by-shuffled", f"{out}/shuffled", keep="all", seed=seed),
+        "all": TrainSettings(STUDENT, f"{out}/by-all", f"{out}/traces", keep="all", seed=seed),
+        "correct": TrainSettings(STUDENT, f"{out}/by-correct", f"{out}/traces", seed=seed),
+    }
+    for settings in runs.values():
+        train(settings)
+    adapters = [settings.out for settings in runs.values()]
+    rows = contestants([TEACHER, STUDENT, "baseline:majority", "baseline:sensor"], adapters, None)
+    names = {settings.out: f"student, {next(name for name, run in ADAPTERS.items() if run == key)}" for key, settings in runs.items()}
+    named = {row.name: names.get(row.adapter, row.model) for row in rows}
+    named |= {row.name: "teacher" for row in rows if row.model == TEACHER}
+    named |= {row.name: "student before" for row in rows if row.model == STUDENT and row.adapter is None and row.thinking}
+    found = {}
+    for place, data in (("D", home), ("T", other)):
+        scored = evaluate(EvalSettings(tuple(rows), data, f"{out}/eval-{place}"))
+        found[place] = {named[model["name"]]: model["weighted_f1"] for model in scored["models"]}
+    return found
+
+
+def summary(values: Sequence[float]) -> dict[str, float | list[float]]:
+    """Mean with its 95% interval, and median, over seeds."""
+    mean = statistics.fmean(values)
+    half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return {"mean": mean, "interval": [mean - half, mean + half], "median": statistics.median(values)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
+    args = parser.parse_args(argv)
+    found = {seed: one_seed(seed, args.out / str(seed)) for seed in args.seeds}
+    table, result = [["", "D, held-out days", "median", "T, another home", "median"]], {}
+    for row in ROWS:
+        result[row] = {place: summary([found[seed][place][row] for seed in args.seeds]) for place in ("D", "T")}
+        cells = []
+        for of in result[row].values():
+            cells += [f"{of['mean']:.3f} [{of['interval'][0]:.3f}, {of['interval'][1]:.3f}]", f"{of['median']:.3f}"]
+        table.append([row, *cells])
+    print(align(table))
+    write_json(args.out / "demonstration.json", {"seeds": args.seeds, "rows": result, "by_seed": found})
+    teacher, student, sensor = (result[row]["D"]["median"] for row in ("teacher", "student, correct traces", "baseline:sensor"))
+    ratios = {"teacher_f1": teacher, "teacher_minus_sensor": teacher - sensor, "student_to_teacher": student / teacher}
+    print(json.dumps({"ratios": ratios}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
