@@ -176,3 +176,23 @@ def test_an_example_that_is_too_long_is_named():
     assert plan(examples, size, 0, 0)
     with pytest.raises(UserError, match=f"home0/r/0002 has {size} tokens: raise --batch-tokens"):
         plan(examples, size - 1, 0, 0)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_layers_that_are_computed_twice_give_the_same_bits_and_keep_less(lora):
+    model, parameters = make_model(torch.float32, lora=lora, num_hidden_layers=6)
+    found = {}
+    for again in (False, True):
+        model.checkpoint_activations, kept = again, {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = pack_loss(model, collate(EXAMPLES))
+        loss.backward()
+        found[again] = loss.item(), gradients(parameters), sum(kept.values()) - sum(p.nbytes for p in model.parameters())
+    assert found[True][0] == found[False][0]
+    assert all(torch.equal(found[True][1][name], gradient) for name, gradient in found[False][1].items())
+    assert found[True][2] < 0.5 * found[False][2]
