@@ -41,6 +41,7 @@ class TrainSettings:
     options: ReadOptions = ReadOptions()
     learn: str = "sequence"  # ways with commas, each with =WEIGHT where it is not 1; "on-policy" takes a share of the steps
     teacher: str | None = None
+    teacher_top_k: int | None = None
     divergence: str = "forward_kl"
     beta: float = 0.5
     teacher_temperature: float = 1.0
@@ -92,6 +93,8 @@ class TrainSettings:
         if ("logits" in dict(ways) or on_policy > 0) != (self.teacher is not None):
             what = "--teacher is for --learn logits and on-policy" if self.teacher else f"--learn {self.learn} asks a teacher"
             raise UserError(f"{what}: {'leave it out' if self.teacher else 'name its model with --teacher'}")
+        if self.teacher_top_k is not None and ("logits" not in dict(ways) or on_policy > 0):
+            raise UserError("--teacher-top-k stores what a teacher says to its own text, for logits alone: leave it or on-policy out")
         if not 0 < self.lora_alpha < float("inf"):
             raise UserError(f"--lora-alpha must be above 0, not {self.lora_alpha}")
         if not 0 <= self.validation < 1:

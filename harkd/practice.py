@@ -41,7 +41,7 @@ def rollout(model: Qwen3, tokenizer: Tokenizer, sampling: Sampling) -> Callable[
         for example, done in zip(examples, _write(model, tokenizer, examples, replace(sampling, seed=seed)), strict=True):
             own = done.ids + ([tokenizer.stop_ids[0]] if done.finish_reason == "stop" else [])
             first = example.mask.index(True)
-            made.append(replace(example, ids=example.ids[:first] + own, mask=[False] * first + [True] * len(own), choices=()))
+            made.append(replace(example, ids=example.ids[:first] + own, mask=[False] * first + [True] * len(own), choices=(), top=None))
         return made
 
     return written

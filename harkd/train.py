@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 FILES = (
     "adapter_config.json", "adapter_model.safetensors", "harkd.json", "last.safetensors", "previous.safetensors", "best*.safetensors",
-    "metrics.jsonl",
+    "metrics.jsonl", "teacher.safetensors",
 )  # fmt: skip
 
 
@@ -86,6 +86,7 @@ def _train(
     from harkd.distill.examples import preview
     from harkd.distill.loop import check_examples, epoch_steps
     from harkd.distill.loop import train as train_loop
+    from harkd.distill.teacher import with_top_k
     from harkd.practice import f1, rollout, room
     from harkd.qwen3.lora import add_lora, fingerprint, save_adapter
     from harkd.qwen3.tokenizer import load_tokenizer
@@ -102,7 +103,10 @@ def _train(
     check_examples(model, [*learn, *validate], loop.batch_tokens)
     usual, most = recommended(settings.thinking), room([*learn, *validate], min(loop.batch_tokens, model.config.max_position_embeddings))
     sampling = replace(usual, max_new_tokens=min(settings.max_new_tokens or usual.max_new_tokens, most), seed=settings.seed)
-    objective = _objective(settings, tokenizer, world.device)
+    objective = _objective(settings, tokenizer)
+    teacher = lambda: load_model(settings.teacher, world.device, settings.dtype).requires_grad_(False)  # noqa: E731
+    if objective.needs_teacher and settings.teacher_top_k is None:
+        objective = replace(objective, teacher=teacher())
     notes = {
         "base": settings.model, "base_fingerprint": fingerprint(model), "template": found.template, "thinking": settings.thinking,
         "answer_form": ANSWER_FORM, "train_on": settings.train_on, "learn": settings.learn,
@@ -115,6 +119,10 @@ def _train(
     }
     if world.rank == 0:
         folder.begin()
+    if settings.teacher_top_k is not None:
+        how = (settings.teacher_top_k, loop.batch_tokens, objective.temperature, tokenizer.vocab_size, teacher, world)
+        taught = with_top_k([*learn, *validate], folder.path / "teacher.safetensors", *how)
+        learn, validate = taught[: len(learn)], taught[len(learn) :]
     steps = sum(len(epoch_steps(learn, loop, epoch)) for epoch in range(settings.epochs))
     with _Progress(steps, hidden=world.rank > 0) as log:
         outcome = train_loop(model, parameters, learn, validate, loop, folder.path, objective=objective, world=world, log=log, **callables)
@@ -128,21 +136,16 @@ def _train(
     return folder.finish(result, {"tokens_per_epoch": sum(len(example.ids) for example in learn)})
 
 
-def _objective(settings: TrainSettings, tokenizer: Tokenizer, device: str) -> Objective:
-    """What is learnt, with the teacher in memory where one is asked. Raises UserError where its tokens are not the student's."""
+def _objective(settings: TrainSettings, tokenizer: Tokenizer) -> Objective:
+    """What is learnt, without the teacher itself. Raises UserError where its tokens are not the student's."""
     from harkd.distill.losses import Objective
     from harkd.qwen3.tokenizer import load_tokenizer
-    from harkd.qwen3.weights import load_model
 
-    ways, fraction = settings.ways()
-    knobs = (settings.divergence, settings.beta, settings.teacher_temperature)
-    objective = Objective(ways, fraction, *knobs, vocab_size=tokenizer.vocab_size)
-    if settings.teacher is None:
-        return objective
-    if load_tokenizer(settings.teacher).vocabulary != tokenizer.vocabulary:
+    if settings.teacher is not None and load_tokenizer(settings.teacher).vocabulary != tokenizer.vocabulary:
         what = f"the teacher {settings.teacher} and the student {settings.model} have different tokenizers"
         raise UserError(f"{what}, so their logits cannot be compared: leave logits and on-policy out of --learn")
-    return replace(objective, teacher=load_model(settings.teacher, device, settings.dtype).requires_grad_(False))
+    knobs = (settings.divergence, settings.beta, settings.teacher_temperature)
+    return Objective(*settings.ways(), *knobs, vocab_size=tokenizer.vocab_size)
 
 
 class _Progress:
@@ -185,6 +188,8 @@ def _parser() -> Parser:
     parser.add_argument("--learn", default=default.learn, help=ways)
     parser.add_argument("--teacher", help="the model that reads along, for logits and on-policy")
     kinds = ["forward_kl", "reverse_kl", "jsd"]
+    top = "for logits: store the teacher's so many likeliest tokens once, and let the teacher go"
+    parser.add_argument("--teacher-top-k", type=int, help=top)
     parser.add_argument("--divergence", choices=kinds, default=default.divergence, help="from the teacher's logits")
     parser.add_argument("--beta", type=float, default=default.beta, help="the teacher's share of the middle, of jsd")
     parser.add_argument("--teacher-temperature", type=float, default=default.teacher_temperature, help="of both, with logits")
@@ -217,13 +222,13 @@ def _parser() -> Parser:
 def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     args = parser.parse_args(argv)
-    parser.at_least_one(args, "limit", "cap", "max_new_tokens")
+    parser.at_least_one(args, "limit", "cap", "max_new_tokens", "teacher_top_k")
     if args.traces is None and args.train_on != "truth":
         args.traces = f"{DEFAULT_RUNS}/traces"
     names = (
         "model", "out", "traces", "train_on", "keep", "min_agreement", "cap", "data", "split", "limit", "rules", "learn", "teacher",
-        "divergence", "beta", "teacher_temperature", "on_policy_fraction", "lora_rank", "lora_alpha", "lr", "epochs", "batch_tokens",
-        "packs_per_step", "validation", "validate_f1", "patience", "max_new_tokens", "seed", "dtype",
+        "teacher_top_k", "divergence", "beta", "teacher_temperature", "on_policy_fraction", "lora_rank", "lora_alpha", "lr", "epochs",
+        "batch_tokens", "packs_per_step", "validation", "validate_f1", "patience", "max_new_tokens", "seed", "dtype",
     )  # fmt: skip
     same = {name: getattr(args, name) for name in names}
     targets = tuple(name.strip() for name in args.target_modules.split(","))

@@ -236,7 +236,7 @@ def guided(traces, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("learn", "ways", "flags"),
-    [("labels", {"labels"}, []), ("sequence,labels=0.5", {"sequence", "labels"}, ["--cap", 2]), ("logits", {"logits"}, ["--divergence", "jsd", "--teacher-temperature", 2]),
+    [("labels", {"labels"}, []), ("sequence,labels=0.5", {"sequence", "labels"}, ["--cap", 2]), ("logits", {"logits"}, ["--divergence", "jsd", "--teacher-temperature", 2, "--teacher-top-k", 20]),
      ("on-policy,labels", {"labels", "on-policy"}, ["--max-new-tokens", 8, "--checkpoint-activations"])],
 )  # fmt: skip
 def test_each_way_to_learn(model, guided, tmp_path, learn, ways, flags):
@@ -317,6 +317,7 @@ def test_ways_that_cannot_be_are_told(model, guided, traces, tmp_path):
         (["--traces", guided, "--learn", "logits"], "name its model with --teacher"), (["--traces", guided, "--teacher", model], "leave it out"),
         (["--traces", guided, "--learn", "logits", "--teacher", other], "have different tokenizers"), (["--traces", traces, "--learn", "labels"], "without the probabilities"),
         (["--traces", guided, "--learn", "sequence=much"], "'much' is not a number"), (["--traces", guided, "--learn", "magic"], "sequence, labels, logits"),
+        (["--traces", guided, "--learn", "on-policy,logits", "--teacher", model, "--teacher-top-k", 4], "for logits alone"),
         (["--data", "marble:x", "--train-on", "truth", "--learn", "labels"], "the truth does not have"), (["--traces", guided, "--validate-f1", 1, "--validation", 0], "held-out windows"),
     ):  # fmt: skip
         code, _, _, err = outcome(main, *argv, *flags)

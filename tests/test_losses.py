@@ -11,6 +11,7 @@ from harkd.distill.examples import Choice, examples_from_traces
 from harkd.distill.loop import LoopSettings, train
 from harkd.distill.losses import Objective, accumulate, pack_losses, validation_loss
 from harkd.distill.packing import collate
+from harkd.distill.teacher import with_top_k
 from harkd.errors import UserError
 from harkd.homes.answer import canonical
 from harkd.qwen3.tokenizer import read_tokenizer
@@ -152,6 +153,37 @@ def test_the_whole_vocabulary_in_float32():
 
 
 SETTINGS = LoopSettings(lr=3e-2, epochs=12, batch_tokens=200)
+
+
+@pytest.mark.parametrize("k", [VOCAB, 5])
+def test_a_teacher_that_was_stored(tmp_path, k):
+    """With every token stored it is the live teacher; with a few, the bucket's definition; and it is asked once."""
+    student, parameters = make_model()
+    teacher, asked = make_teacher(), []
+    objective = Objective((("logits", 1.0),), divergence="jsd", temperature=2.0, teacher=teacher)
+
+    def load():
+        asked.append(1)
+        return teacher
+
+    stored = [with_top_k(EXAMPLES, tmp_path / "teacher.safetensors", k, 60, 2.0, VOCAB, load) for _ in range(2)][1]
+    assert len(asked) == 1 and [replace(e, top=None) for e in stored] == EXAMPLES
+    if k == VOCAB:
+        expected = sum(definition("logits", student, teacher, objective, example) for example in EXAMPLES)
+    else:
+        expected = torch.zeros((), dtype=torch.float64)
+        for example in EXAMPLES:
+            p, q = log_p(teacher, example, None, 2.0), log_p(student, example, None, 2.0)
+            for at in (at for at, learnt in enumerate(example.mask) if learnt):
+                top = p[at - 1].topk(k)
+                a, b = (torch.cat([x, (1 - x.exp().sum())[None].log()]) for x in (top.values, q[at - 1, top.indices]))
+                middle = (0.5 * a.exp() + 0.5 * b.exp()).log()
+                expected = expected + 4 * (0.5 * kl(a, middle) + 0.5 * kl(b, middle))
+    expected.backward()
+    wanted = gradients(parameters)
+    step = accumulate(student, [stored[3:], stored[:3]], replace(objective, teacher=None))
+    assert step.loss * step.supervised == pytest.approx(expected.item(), rel=1e-5)
+    assert_same({name: g * step.supervised for name, g in gradients(parameters).items()}, wanted, rtol=1e-4)  # logprobs are in float32
 
 
 @pytest.mark.parametrize("ways", [(("sequence", 1.0),), (("labels", 1.0),), (("logits", 1.0),), ALL])

@@ -21,6 +21,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from harkd.distill.traces import Trace
 from harkd.errors import UserError
 from harkd.homes.answer import canonical, label_spans
@@ -40,10 +42,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class TrainingExample(Example):
-    """Prefix, own tokens and mask of one example, the window it comes from (for messages), and the teacher's probabilities in it."""
+    """Prefix, own tokens and mask of one example, the window it comes from (for messages), and what a teacher says to it.
+
+    `top`: ids and logprobs [n, K] of a teacher's likeliest tokens at the n supervised ones.
+    """
 
     window: str
     choices: tuple[Choice, ...] = ()
+    top: tuple[Tensor, Tensor] | None = None
 
 
 def template_of(traces: Sequence[Trace]) -> str:

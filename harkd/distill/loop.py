@@ -174,6 +174,8 @@ def run_digest(
         for values in ([len(example.prefix), len(example.ids)], example.prefix, example.ids, example.mask):
             digest.update(array("q", values).tobytes())
         digest.update(repr(example.choices).encode())
+        for tensor in example.top or ():
+            digest.update(tensor.contiguous().numpy())
     return digest.hexdigest()[:16]
 
 

@@ -2,8 +2,8 @@
 
     sequence    sum_n -log Q_n(t_n)                               over the supervised tokens t_n of what the teacher wrote
     labels      sum_c sum_k P_c(k) (log P_c(k) - log Q_c(k))      over the choices c of labels' tokens, P_c stored with the trace
-    logits      sum_n D(P_n, Q_n)                                 over the same tokens, P_n by a teacher that reads along; D, its beta and
-                                                                  temperature: kernels/divergence.py
+    logits      sum_n D(P_n, Q_n)                                 over the same tokens, P_n by a teacher that reads along, or its stored
+                                                                  top-k; D, its beta and temperature: kernels/divergence.py
     on-policy   sum_n KL(Q_n || P_n)                              over tokens that the student itself wrote, P_n as above
 
     loss of a step = sum over ways of weight * (sum over all packs and processes) / (count of its n or c over all of them)
@@ -27,7 +27,7 @@ from harkd.distill.distributed import World
 from harkd.distill.examples import TrainingExample
 from harkd.distill.packing import Batch, collate, plan
 from harkd.errors import UserError
-from harkd.kernels.divergence import KINDS, divergence
+from harkd.kernels.divergence import KINDS, divergence, divergence_to_top_k
 from harkd.qwen3.lora import fingerprint
 from harkd.qwen3.model import Qwen3
 
@@ -90,11 +90,16 @@ def pack_losses(model: Qwen3, batch: Batch, objective: Objective, ways: Sequence
         elif way == "sequence":
             sums[way] = model.nll(hidden[batch.rows], batch.targets, vocab_size).sum()
         else:
-            with torch.no_grad():
-                taught = objective.teacher.hidden(*place)[batch.rows]  # [N, C']
-            kind, temperature = ("reverse_kl", 1.0) if way == "on-policy" else (objective.divergence, objective.temperature)
-            heads = model.head_weight, taught, objective.teacher.head_weight
-            sums[way] = divergence(hidden[batch.rows], *heads, kind, objective.beta, temperature, vocab_size).sum()
+            on_policy = ("reverse_kl", 0.5, 1.0)
+            how = on_policy if way == "on-policy" else (objective.divergence, objective.beta, objective.temperature)
+            if batch.top is not None:
+                ids, logprobs = batch.top
+                values = divergence_to_top_k(hidden[batch.rows], model.head_weight, ids.long(), logprobs, *how, vocab_size)
+            else:
+                with torch.no_grad():
+                    taught = objective.teacher.hidden(*place)[batch.rows]  # [N, C']
+                values = divergence(hidden[batch.rows], model.head_weight, taught, objective.teacher.head_weight, *how, vocab_size)
+            sums[way] = values.sum()
     return sums
 
 

@@ -41,6 +41,7 @@ class Batch:
     choice_targets: Tensor  # [M] int64
     choice_weights: Tensor  # [M] float64
     choice_entropy: float  # of all choices together, in nats
+    top: tuple[Tensor, Tensor] | None  # [N, K]: ids int64 and logprobs of a teacher, where the examples have them
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
@@ -56,6 +57,7 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
     rows: list[int] = []
     targets: list[int] = []
     choices: list[tuple[int, int, float]] = []  # row, target, probability
+    top: list[tuple[Tensor, Tensor]] = []
     lengths: list[int] = []
     prefix_of: list[int] = []
     prefix_len: list[int] = []
@@ -73,6 +75,7 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
             supervised = _supervised(example)
             rows += [len(ids) + t - 1 for t in supervised]
             targets += [example.ids[t] for t in supervised]
+            top += [example.top] if getattr(example, "top", None) else []
             for choice in getattr(example, "choices", ()):
                 choices += [(len(ids) + choice.at - 1, *pair) for pair in zip(choice.ids, choice.probabilities, strict=True)]
             lengths.append(len(example.ids))
@@ -86,8 +89,9 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
     )
     entropy = -sum(p * log(p) for p in weights)
     weights_ = torch.tensor(weights, dtype=torch.float64, device=device)
+    top_ = tuple(torch.cat(part).to(device) for part in zip(*top, strict=True)) if top else None
     return Batch(
-        ids_, positions_, sequences, rows_, targets_, len(set(choice_rows)), choice_rows_, choice_targets_, weights_, entropy
+        ids_, positions_, sequences, rows_, targets_, len(set(choice_rows)), choice_rows_, choice_targets_, weights_, entropy, top_
     )  # fmt: skip
 
 
