@@ -141,10 +141,10 @@ def lessons(settings: TrainSettings, tokenizer: Tokenizer) -> Lessons:
         learn, validate = (examples_from_traces(part, tokenizer, settings.train_on, counts) for part in parts)
         truth = {trace.window: (trace.labels, trace.truth) for trace in parts[1]}
         if [way for way, _ in settings.ways()[0]] == ["labels"]:
-            counts["without the probabilities of a guided answer"] += sum(not example.choices for example in (*learn, *validate))
+            counts.update("without the probabilities of a guided answer" for e in (*learn, *validate) if not e.choices)
             learn, validate = ([example for example in part if example.choices] for part in (learn, validate))
     for cause, count in counts.items():
-        print(f"{count} left out: {cause}" if count else "", end="\n" if count else "")
+        print(f"{count} left out: {cause}")
     if not learn:
         causes = ", ".join(f"{count} {cause}" for cause, count in counts.items())
         raise UserError(f"there is no example to train on ({causes or 'all are held out for validation'})")
