@@ -35,7 +35,8 @@ def draw(metrics: Path, out: Path) -> list[str]:
     figure = Figure((7, 2.2 * len(panels)), dpi=120, layout="constrained")
     for axes, panel in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):
         for name in panel:
-            axes.plot(*zip(*series[name], strict=True), "o-" if name.startswith("validation") else "-", markersize=3, linewidth=1, label=name)
+            style = "o-" if name.startswith("validation") else "-"
+            axes.plot(*zip(*series[name], strict=True), style, markersize=3, linewidth=1, label=name)
         axes.legend(fontsize=8, frameon=False)
     axes.set_xlabel("step")
     with replacing(out) as file:
