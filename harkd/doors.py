@@ -8,14 +8,11 @@ stopped, or says that it is done; with other settings it asks for --overwrite.
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from typing import Any
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.prompt import TEMPLATE_VERSION
+from harkd.memory import peak_memory, reset_peak_memory  # noqa: F401, the doors take them from here
 from harkd.recognition import Guiding, Machine
 from harkd.sampling.request import Sampling, recommended
 
@@ -226,29 +224,3 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def reset_peak_memory() -> None:
-    """Let peak_memory count anew from what is held now: on a GPU, and of the process where the system can (Linux)."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # see proc(5): resets the peak resident size
-
-
-def peak_memory() -> dict[str, int]:
-    """Peak resident bytes of this process, and of its GPU where it used one, since the start or reset_peak_memory."""
-    peak = {"cpu": _peak_resident()}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        peak["cuda"] = torch.cuda.max_memory_allocated()
-    return peak
-
-
-def _peak_resident() -> int:
-    with suppress(OSError, IndexError):  # first: what getrusage says is inherited from the parent, and never reset
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

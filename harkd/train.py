@@ -4,240 +4,168 @@
     python -m harkd.train                              (nano-student, on what harkd.generate left without arguments)
 
 `--train-on reasoning` learns the teacher's reasoning and answer, `answer` its answer alone, `truth` the true labels of `--data --split`
-without any teacher: the control that every distillation result needs, and the way to train a teacher on a data set. Killed and started
-again, it goes on from its last checkpoint.
+without any teacher: the control that every distillation result needs, and the way to train a teacher on a data set. `--learn` says how:
+from the tokens alone, from the teacher's probabilities of the labels, from a teacher that reads along, or from text of the student's own
+that a teacher scores (distill/losses.py). Killed and started again, it goes on from its last checkpoint; `torchrun --nproc-per-node N -m
+harkd.train ...` trains on N GPUs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
+import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from harkd.doors import DEFAULT_RUNS, STUDENT, Parser, RunFolder, add_model_arguments, digests, enter, file_digest, read_json
+from harkd.doors import DEFAULT_RUNS, STUDENT, Parser, RunFolder, add_model_arguments, digests, enter
 from harkd.errors import UserError
-from harkd.files import write_json
+from harkd.export import check_export, export_merged
 from harkd.homes.answer import ANSWER_FORM
-from harkd.homes.dataset import ReadOptions, add_data_arguments, read, read_options
-from harkd.homes.prompt import TEMPLATE_VERSION
+from harkd.homes.dataset import add_data_arguments, read_options
+from harkd.lessons import TrainSettings, lessons
 from harkd.qwen3.config import PROJECTIONS
+from harkd.sampling.request import recommended
 
 if TYPE_CHECKING:
-    from harkd.distill.examples import TrainingExample
+    from harkd.distill.distributed import World
+    from harkd.distill.losses import Objective
     from harkd.distill.loop import LoopSettings
     from harkd.qwen3.lora import LoraConfig
     from harkd.qwen3.tokenizer import Tokenizer
 
-FILES = ("adapter_config.json", "adapter_model.safetensors", "harkd.json", "last.safetensors", "best.safetensors", "metrics.jsonl")
-Grouped = TypeVar("Grouped")  # a trace or a window: it has a group
+FILES = (
+    "adapter_config.json", "adapter_model.safetensors", "harkd.json", "last.safetensors", "previous.safetensors", "best*.safetensors",
+    "metrics.jsonl", "teacher.safetensors",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """What to train on what. `traces` is a folder that generate wrote; with train_on "truth", `data` and `split` stand in for it."""
-
-    model: str
-    out: str
-    traces: str | None = None
-    train_on: str = "reasoning"
-    keep: str = "correct"
-    min_agreement: float = 1.0
-    data: str | None = None
-    split: str = "train"
-    limit: int | None = None
-    rules: bool = True
-    options: ReadOptions = ReadOptions()
-    lora_rank: int = 16
-    lora_alpha: float = 32.0
-    target_modules: tuple[str, ...] = PROJECTIONS
-    lr: float = 2e-4
-    epochs: int = 3
-    batch_tokens: int = 8192
-    validation: float = 0.1
-    seed: int = 0
-    dtype: str | None = None
-
-
-def train(settings: TrainSettings, *, device: str | None = None, export: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    settings: TrainSettings,
+    *,
+    device: str | None = None,
+    export: str | None = None,
+    overwrite: bool = False,
+    checkpoint_activations: bool = False,
+) -> dict[str, Any]:
     """Train an adapter into `settings.out`, continuing what is there; with `export`, also write the merged model as a Hugging Face folder.
 
-    Returns steps, losses and counts of examples. Raises UserError for a mistake in the settings.
+    `checkpoint_activations`: see Qwen3. Returns steps, losses and counts of examples. Raises UserError for a mistake in the settings.
     """
+    from harkd.distill.distributed import join
     from harkd.distill.loop import LoopSettings
     from harkd.distill.traces import TRACES
     from harkd.qwen3.lora import LoraConfig
-
-    _check(settings)
+    settings.check()
     lora = LoraConfig(settings.lora_rank, settings.lora_alpha, settings.target_modules)
-    loop = LoopSettings(lr=settings.lr, epochs=settings.epochs, batch_tokens=settings.batch_tokens, seed=settings.seed, save_every=20)
+    loop = LoopSettings(
+        lr=settings.lr, epochs=settings.epochs, batch_tokens=settings.batch_tokens, packs_per_step=settings.packs_per_step,
+        seed=settings.seed, save_every=20, f1_every=settings.validate_f1, patience=settings.patience,
+    )  # fmt: skip
     traces = Path(settings.traces or "")
     inputs = [traces / TRACES if traces.is_dir() else traces] if settings.traces is not None else []
-    folder = RunFolder(settings.out, "train", asdict(settings), overwrite, FILES, digests([settings.model], files=inputs))
+    models = [settings.model] if settings.teacher is None else [settings.model, settings.teacher]
+    folder = RunFolder(settings.out, "train", asdict(settings), overwrite, FILES, digests(models, files=inputs))
     result = folder.result
+    first = int(os.environ.get("RANK", "0")) == 0
     if result is None:
-        if export is not None:
-            _check_export(Path(export), Path(settings.out))  # now, not after hours
-        result = _train(settings, lora, loop, folder, device)
-    if export is not None:
+        if export is not None and first:
+            check_export(Path(export), Path(settings.out))  # now, not after hours
+        with join(device) as world:
+            result = _train(settings, lora, loop, folder, world, checkpoint_activations)
+    if export is not None and first:
         result = {**result, "export": export_merged(settings.model, settings.out, Path(export), settings.dtype)}
     return result
 
 
-def _check(settings: TrainSettings) -> None:
-    """What can be said of the settings before anything is read."""
-    if settings.train_on == "truth" and settings.data is None:
-        raise UserError("--train-on truth learns from a data set: name it with --data READER:PATH")
-    if settings.train_on != "truth" and settings.traces is None:
-        raise UserError(f"--train-on {settings.train_on} learns from traces: name the folder that harkd.generate wrote with --traces")
-    if settings.train_on == "truth" and settings.traces is not None:
-        raise UserError("--train-on truth learns from --data: leave --traces out")
-    if settings.train_on != "truth" and (settings.data is not None or settings.limit is not None):
-        raise UserError(f"--train-on {settings.train_on} learns from --traces: leave --data and --limit out")
-    if not 0 < settings.lora_alpha < float("inf"):
-        raise UserError(f"--lora-alpha must be above 0, not {settings.lora_alpha}")
-    if not 0 <= settings.validation < 1:
-        raise UserError(f"--validation must be at least 0 and below 1, not {settings.validation}")
-    if not 0 <= settings.min_agreement <= 1:
-        raise UserError(f"--min-agreement must be between 0 and 1, not {settings.min_agreement}")
-
-
-def _train(settings: TrainSettings, lora: LoraConfig, loop: LoopSettings, folder: RunFolder, device: str | None) -> dict[str, Any]:
+def _train(
+    settings: TrainSettings, lora: LoraConfig, loop: LoopSettings, folder: RunFolder, world: World, checkpoint_activations: bool
+) -> dict[str, Any]:
     from harkd.distill.examples import preview
     from harkd.distill.loop import check_examples, epoch_steps
     from harkd.distill.loop import train as train_loop
+    from harkd.distill.teacher import with_top_k
+    from harkd.practice import f1, rollout, room
     from harkd.qwen3.lora import add_lora, fingerprint, save_adapter
     from harkd.qwen3.tokenizer import load_tokenizer
     from harkd.qwen3.weights import load_model
 
+    if loop.packs_per_step < world.size:
+        raise UserError(f"{world.size} processes share the packs of a step: give --packs-per-step {world.size} or a multiple of it")
     tokenizer = load_tokenizer(settings.model)
-    learn, validate, template = _examples(settings, tokenizer)
+    found = lessons(settings, tokenizer)
+    learn, validate = found.learn, found.validate
     print(f"{len(learn)} examples to train on, {len(validate)} to validate on; the first, as the student sees it:\n")
     print(f"{preview(learn[0], tokenizer)}\n")
-    model = load_model(settings.model, device, settings.dtype)
+    model = load_model(settings.model, world.device, settings.dtype)
     check_examples(model, [*learn, *validate], loop.batch_tokens)
+    usual, most = recommended(settings.thinking), room([*learn, *validate], min(loop.batch_tokens, model.config.max_position_embeddings))
+    sampling = replace(usual, max_new_tokens=min(settings.max_new_tokens or usual.max_new_tokens, most), seed=settings.seed)
+    objective = _objective(settings, tokenizer)
+    teacher = lambda: load_model(settings.teacher, world.device, settings.dtype).requires_grad_(False)  # noqa: E731
+    if objective.needs_teacher and settings.teacher_top_k is None:
+        objective = replace(objective, teacher=teacher())
     notes = {
-        "base": settings.model, "base_fingerprint": fingerprint(model), "template": template, "thinking": settings.train_on == "reasoning",
-        "answer_form": ANSWER_FORM, "train_on": settings.train_on,
+        "base": settings.model, "base_fingerprint": fingerprint(model), "template": found.template, "thinking": settings.thinking,
+        "answer_form": ANSWER_FORM, "train_on": settings.train_on, "learn": settings.learn,
     }  # fmt: skip
     parameters = add_lora(model, lora, settings.seed)
-    folder.begin()
-    with _Progress(sum(len(epoch_steps(learn, loop, epoch)) for epoch in range(settings.epochs))) as log:
-        outcome = train_loop(model, parameters, learn, validate, loop, folder.path, vocab_size=tokenizer.vocab_size, log=log)
-    save_adapter(folder.path, parameters, lora, settings.model, notes)
+    model.checkpoint_activations = checkpoint_activations
+    callables = {
+        "rollout": rollout(model, tokenizer, replace(sampling, temperature=1.0, top_k=0, top_p=1.0)),  # the student's own distribution
+        "f1": f1(model, tokenizer, validate, found.truth, sampling) if settings.validate_f1 else None,
+    }
+    if world.rank == 0:
+        folder.begin()
+    if settings.teacher_top_k is not None:
+        how = (settings.teacher_top_k, loop.batch_tokens, objective.temperature, tokenizer.vocab_size, teacher, world)
+        taught = with_top_k([*learn, *validate], folder.path / "teacher.safetensors", *how)
+        learn, validate = taught[: len(learn)], taught[len(learn) :]
+    steps = sum(len(epoch_steps(learn, loop, epoch)) for epoch in range(settings.epochs))
+    with _Progress(steps, hidden=world.rank > 0) as log:
+        outcome = train_loop(model, parameters, learn, validate, loop, folder.path, objective=objective, world=world, log=log, **callables)
     result = {
-        "out": settings.out, "examples": len(learn), "validation_examples": len(validate),
-        "trained_parameters": sum(p.numel() for p in parameters.values()),
+        "out": settings.out, "examples": len(learn), "validation_examples": len(validate), "yield": found.by_class,
+        "trained_parameters": sum(p.numel() for p in parameters.values()), **asdict(outcome),
     }  # fmt: skip
-    return folder.finish({**result, **asdict(outcome)}, {"tokens_per_epoch": sum(len(example.ids) for example in learn)})
+    if world.rank:
+        return result
+    save_adapter(folder.path, parameters, lora, settings.model, notes)
+    return folder.finish(result, {"tokens_per_epoch": sum(len(example.ids) for example in learn)})
 
 
-def _examples(settings: TrainSettings, tokenizer: Tokenizer) -> tuple[list[TrainingExample], list[TrainingExample], str]:
-    """Examples to train and to validate on, and the prompt template that they were written with. Raises UserError where there are none."""
-    from harkd.distill.examples import examples_from_traces, examples_from_truth, template_of
-    from harkd.distill.select import select, yield_table
-    from harkd.distill.traces import read_traces
-    from harkd.recognition import first_windows
+def _objective(settings: TrainSettings, tokenizer: Tokenizer) -> Objective:
+    """What is learnt, without the teacher itself. Raises UserError where its tokens are not the student's."""
+    from harkd.distill.losses import Objective
+    from harkd.qwen3.tokenizer import load_tokenizer
 
-    counts: Counter[str] = Counter()
-    if settings.train_on == "truth":
-        dataset = read(settings.data, settings.options)
-        parts = hold_out(first_windows(dataset, settings.split, settings.limit), settings.validation, settings.seed)
-        learn, validate = (examples_from_truth(dataset.homes, part, tokenizer, counts, rules=settings.rules) for part in parts)
-        template = TEMPLATE_VERSION
-    else:
-        traces = list(read_traces(Path(settings.traces), counts))
-        print(f"what --keep correct would keep of {len(traces)} traces, by --min-agreement:\n{yield_table(traces).text()}")
-        selection = select(traces, settings.keep, settings.min_agreement)
-        print(selection.summary)
-        if not selection.kept:
-            raise UserError(f"{settings.traces} holds no trace to learn from: {selection.summary}")
-        template = template_of(selection.kept)
-        parts = hold_out(selection.kept, settings.validation, settings.seed)
-        learn, validate = (examples_from_traces(part, tokenizer, settings.train_on, counts) for part in parts)
-    for cause, count in counts.items():
-        print(f"{count} left out: {cause}")
-    if not learn:
-        causes = ", ".join(f"{count} {cause}" for cause, count in counts.items())
-        raise UserError(f"there is no example to train on ({causes or 'all are held out for validation'})")
-    return learn, validate, template
-
-
-def hold_out(items: Iterable[Grouped], fraction: float, seed: int) -> tuple[list[Grouped], list[Grouped]]:
-    """Divide windows or traces into those to train on and those held out: whole groups of recordings, drawn by seed and name.
-
-    round(fraction x groups) are held out, at least one where there are two groups, none for fraction 0.
-    """
-    items = list(items)
-    groups = sorted({item.group for item in items}, key=lambda group: hashlib.sha256(f"{seed}:validation:{group}".encode()).digest())
-    count = min(max(1, round(fraction * len(groups))), len(groups) - 1) if fraction else 0
-    held_out = set(groups[:count])
-    return [item for item in items if item.group not in held_out], [item for item in items if item.group in held_out]
+    if settings.teacher is not None and load_tokenizer(settings.teacher).vocabulary != tokenizer.vocabulary:
+        what = f"the teacher {settings.teacher} and the student {settings.model} have different tokenizers"
+        raise UserError(f"{what}, so their logits cannot be compared: leave logits and on-policy out of --learn")
+    knobs = (settings.divergence, settings.beta, settings.teacher_temperature)
+    return Objective(*settings.ways(), *knobs, vocab_size=tokenizer.vocab_size)
 
 
 class _Progress:
     """A progress bar on stderr that shows the last losses: the loop's `log`."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, hidden: bool) -> None:
         from tqdm import tqdm
 
-        self.bar, self.shown = tqdm(total=steps, unit="step", file=sys.stderr), {}
+        self.bar, self.shown = tqdm(total=steps, unit="step", file=sys.stderr, disable=hidden), {}
 
     def __enter__(self) -> _Progress:
         return self
 
     def __call__(self, record: dict[str, Any]) -> None:
-        self.shown.update({name: f"{record[name]:.4f}" for name in ("loss", "validation_loss") if name in record})
+        self.shown.update({name: f"{record[name]:.4f}" for name in ("loss", "validation_loss", "validation_f1") if name in record})
         self.bar.set_postfix(self.shown)
         self.bar.update(record["step"] - self.bar.n)
 
     def __exit__(self, *exception: object) -> None:
         self.bar.close()
-
-
-def export_merged(model: str, adapter: str, out: Path, dtype: str | None = None) -> str:
-    """Merge an adapter into its base, in float32, and write a Hugging Face folder that transformers and vLLM load, whole or not at all.
-
-    `harkd.json` there tells what was merged: the same export a second time finds that it is done. Raises UserError where the folder holds
-    anything else.
-    """
-    from harkd.qwen3.hub import resolve
-    from harkd.qwen3.lora import merge
-    from harkd.qwen3.weights import load_model, save_model
-
-    merged = {"base": model, "dtype": dtype, "adapter": adapter, "adapter_digest": file_digest(Path(adapter) / "adapter_model.safetensors")}
-    if (out / "harkd.json").is_file() and read_json(out / "harkd.json") == merged:
-        print(f"{out} is done", file=sys.stderr)
-        return str(out)
-    _check_export(out, Path(adapter))
-    partial = _partial(out)
-    save_model(merge(load_model(model, "cpu", dtype, adapter)), partial, resolve(model))
-    write_json(partial / "harkd.json", merged)
-    partial.replace(out.resolve())
-    return str(out)
-
-
-def _partial(out: Path) -> Path:
-    """Where an export is written until it is whole."""
-    return out.resolve().with_name(f".{out.resolve().name}.partial")
-
-
-def _check_export(export: Path, out: Path) -> None:
-    """See that a folder can be written there when training is over."""
-    if export.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UserError(f"{export} is the run's own folder or holds it: name another one with --export")
-    if export.exists() and (not export.is_dir() or any(export.iterdir())):
-        raise UserError(f"{export} is not empty: name another folder with --export")
-    try:
-        shutil.rmtree(_partial(export), ignore_errors=True)  # of a killed run
-        _partial(export).mkdir(parents=True)
-        _partial(export).rmdir()
-    except OSError as error:
-        raise UserError(f"{export} cannot be written: {error.strerror}: name another folder with --export") from None
 
 
 def _parser() -> Parser:
@@ -247,23 +175,41 @@ def _parser() -> Parser:
     parser.add_argument("--traces", help=f"a folder that harkd.generate wrote; {DEFAULT_RUNS}/traces where none is named")
     parser.add_argument("--out", default=f"{DEFAULT_RUNS}/adapter", help="the run's folder, and the adapter's")
     parser.add_argument("--train-on", choices=["reasoning", "answer", "truth"], default=default.train_on, help="what is learnt")
-    kept = "which traces: of at least --min-agreement, the best per window, all"
-    parser.add_argument("--keep", choices=["correct", "best", "all"], default=default.keep, help=kept)
-    agreement = "share of scored events that a correct trace answers right"
+    kept = "which traces: that agree with the truth or with the other samples of their window, the best per window, all"
+    parser.add_argument("--keep", choices=["correct", "consistent", "best", "all"], default=default.keep, help=kept)
+    agreement = "share of events at which a correct or consistent trace must agree"
     parser.add_argument("--min-agreement", type=float, default=default.min_agreement, help=agreement)
+    parser.add_argument("--cap", type=int, help="traces of a class from which on others of the same classes are left out")
     parser.add_argument("--data", help="with --train-on truth: READER:PATH")
     parser.add_argument("--split", default=default.split, help="with --train-on truth: train, validation, test or all")
     parser.add_argument("--limit", type=int, help="with --train-on truth: only the first so many windows")
     parser.add_switch("--rules", default.rules, "with --train-on truth: put the rules for ambiguous cases into the prompt")
+    ways = "sequence, labels, logits, on-policy: several with commas, each with =WEIGHT where it is not 1"
+    parser.add_argument("--learn", default=default.learn, help=ways)
+    parser.add_argument("--teacher", help="the model that reads along, for logits and on-policy")
+    kinds = ["forward_kl", "reverse_kl", "jsd"]
+    top = "for logits: store the teacher's so many likeliest tokens once, and let the teacher go"
+    parser.add_argument("--teacher-top-k", type=int, help=top)
+    parser.add_argument("--divergence", choices=kinds, default=default.divergence, help="from the teacher's logits")
+    parser.add_argument("--beta", type=float, default=default.beta, help="the teacher's share of the middle, of jsd")
+    parser.add_argument("--teacher-temperature", type=float, default=default.teacher_temperature, help="of both, with logits")
+    fraction = "with on-policy: share of the steps in which the student writes"
+    parser.add_argument("--on-policy-fraction", type=float, default=default.on_policy_fraction, help=fraction)
     parser.add_argument("--lora-rank", type=int, default=default.lora_rank)
     parser.add_argument("--lora-alpha", type=float, default=default.lora_alpha)
     parser.add_argument("--target-modules", default=",".join(PROJECTIONS), help="projections that carry an adapter, with commas")
     parser.add_argument("--lr", type=float, default=default.lr, help="learning rate at its peak")
     parser.add_argument("--epochs", type=int, default=default.epochs)
-    step = "tokens in an optimiser step, the shared prefix counted once"
-    parser.add_argument("--batch-tokens", type=int, default=default.batch_tokens, help=step)
+    pack = "tokens in a pack, the shared prefix counted once"
+    parser.add_argument("--batch-tokens", type=int, default=default.batch_tokens, help=pack)
+    parser.add_argument("--packs-per-step", type=int, default=default.packs_per_step, help="packs in a step, of all processes together")
+    parser.add_argument("--checkpoint-activations", action="store_true", help="less memory: compute each layer twice")
     share = "share of the recordings' groups held out to choose the best checkpoint"
     parser.add_argument("--validation", type=float, default=default.validation, help=share)
+    f1 = "validate by F1 too, every N steps and epoch, and let it choose"
+    parser.add_argument("--validate-f1", type=int, default=default.validate_f1, metavar="N", help=f1)
+    parser.add_argument("--patience", type=int, default=default.patience, help="stop after so many validations in a row without a better")
+    parser.add_argument("--max-new-tokens", type=int, help="that the student may write in training; as in generation")
     drawn = "of the adapter's first values, the order of examples and the held-out groups"
     parser.add_argument("--seed", type=int, default=default.seed, help=drawn)
     parser.add_argument("--export", metavar="DIR", help="also write base and adapter, merged, as a Hugging Face folder")
@@ -276,22 +222,25 @@ def _parser() -> Parser:
 def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     args = parser.parse_args(argv)
-    parser.at_least_one(args, "limit")
+    parser.at_least_one(args, "limit", "cap", "max_new_tokens", "teacher_top_k")
     if args.traces is None and args.train_on != "truth":
         args.traces = f"{DEFAULT_RUNS}/traces"
     names = (
-        "model", "out", "traces", "train_on", "keep", "min_agreement", "data", "split", "limit", "rules", "lora_rank", "lora_alpha", "lr",
-        "epochs", "batch_tokens", "validation", "seed", "dtype",
+        "model", "out", "traces", "train_on", "keep", "min_agreement", "cap", "data", "split", "limit", "rules", "learn", "teacher",
+        "teacher_top_k", "divergence", "beta", "teacher_temperature", "on_policy_fraction", "lora_rank", "lora_alpha", "lr", "epochs",
+        "batch_tokens", "packs_per_step", "validation", "validate_f1", "patience", "max_new_tokens", "seed", "dtype",
     )  # fmt: skip
     same = {name: getattr(args, name) for name in names}
     targets = tuple(name.strip() for name in args.target_modules.split(","))
     settings = TrainSettings(**same, options=read_options(args), target_modules=targets)
-    return train(settings, device=args.device, export=args.export, overwrite=args.overwrite)
+    how = {"device": args.device, "export": args.export, "overwrite": args.overwrite}
+    return train(settings, **how, checkpoint_activations=args.checkpoint_activations)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0, or 2 and one sentence for a user's mistake."""
-    return enter("harkd.train", _run, argv)
+    with redirect_stdout(sys.stderr) if int(os.environ.get("RANK", "0")) else nullcontext():  # the first process alone speaks on stdout
+        return enter("harkd.train", _run, argv)
 
 
 if __name__ == "__main__":

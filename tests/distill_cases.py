@@ -1,10 +1,11 @@
 """Small traces, examples and models for the tests of harkd.distill."""
 
 import random
+from dataclasses import replace
 
 import torch
 
-from harkd.distill.examples import TrainingExample
+from harkd.distill.examples import Choice, TrainingExample
 from harkd.distill.traces import Trace, agreement
 from harkd.qwen3.config import Qwen3Config
 from harkd.qwen3.lora import LoraConfig, add_lora
@@ -46,9 +47,41 @@ def make_examples(count, homes=2, seed=0, longest=9):
     return examples
 
 
-def make_model(dtype=torch.float64, seed=0, lora=True):
+def with_choices(examples, seed=0):
+    """The examples, each with choices between three tokens at its first and last supervised token."""
+    draw = random.Random(seed)
+    made = []
+    for example in examples:
+        learnt = [t for t, supervised in enumerate(example.mask) if supervised]
+        p = [draw.random() for _ in range(3)]
+        places = dict.fromkeys((learnt[0], learnt[-1]))
+        choices = tuple(Choice(at, tuple(draw.sample(range(VOCAB), 3)), tuple(x / sum(p) for x in p)) for at in places)
+        made.append(replace(example, choices=choices))
+    return made
+
+
+def make_teacher(dtype=torch.float64, seed=9, **changes):
+    """Another tiny Qwen3, of another width."""
+    config = replace(CONFIG, **{"hidden_size": 24, "num_hidden_layers": 1, **changes})
+    return initialise(Qwen3(config).to(dtype), seed, std=0.3).requires_grad_(False)
+
+
+def write(model, examples, seed):
+    """A rollout: as many tokens as each example supervises, drawn one by one from the student's own distribution."""
+    generator, made = torch.Generator().manual_seed(seed), []
+    for example in examples:
+        first, ids = example.mask.index(True), list(example.ids)
+        for t in range(first, len(ids)):
+            with torch.no_grad():
+                p = model.logits(example.prefix + ids[:t])[-1].softmax(-1)
+            ids[t] = int(torch.multinomial(p, 1, generator=generator))
+        made.append(replace(example, ids=ids, mask=[t >= first for t in range(len(ids))]))
+    return made
+
+
+def make_model(dtype=torch.float64, seed=0, lora=True, **changes):
     """A tiny Qwen3 and the parameters to train: an adapter's (with B drawn, so that every gradient counts) or all."""
-    model = initialise(Qwen3(CONFIG).to(dtype), seed, std=0.2)
+    model = initialise(Qwen3(replace(CONFIG, **changes)).to(dtype), seed, std=0.2)
     if not lora:
         return model, dict(model.named_parameters())
     parameters = add_lora(model, LoraConfig(r=3, alpha=6), seed=seed)

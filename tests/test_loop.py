@@ -7,16 +7,18 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from random import Random
 
 import pytest
 import torch
 
 from harkd.distill import checkpoint
-from harkd.distill.loop import LoopSettings, epoch_steps, train, validation_loss
+from harkd.distill.loop import LoopSettings, epoch_steps, train
+from harkd.distill.losses import Objective, validation_loss
 from harkd.distill.optimiser import learning_rate
 from harkd.errors import UserError
 from harkd.jsonl import read_json_lines
-from tests.distill_cases import make_examples, make_model
+from tests.distill_cases import make_examples, make_model, make_teacher, with_choices, write
 from tests.helpers import ROOT
 
 TRAIN = make_examples(12)
@@ -32,7 +34,8 @@ def run(folder, settings=SETTINGS, validation=VALIDATION, model=None, **callback
 
 
 def metrics(folder):
-    return [{key: value for key, value in record.items() if key != "seconds"} for _, record in read_json_lines(folder / "metrics.jsonl")]
+    machine = {"seconds", "tokens_per_second", "memory_bytes"}
+    return [{key: value for key, value in record.items() if key not in machine} for _, record in read_json_lines(folder / "metrics.jsonl")]
 
 
 def same(found, expected):
@@ -132,26 +135,131 @@ def test_interrupted_and_continued_equals_uninterrupted_to_the_bit(whole, tmp_pa
 
 
 CHILD = """
-import time
-from tests.test_loop import run
+import sys, time
 from pathlib import Path
-import sys
+from tests.test_loop import run
 run(Path(sys.argv[1]), log=lambda record: time.sleep(0.05))
 """
 
 
-def test_killed_and_continued_equals_uninterrupted_to_the_bit(whole, tmp_path):
+def lines_so_far(folder):
+    return len((folder / "metrics.jsonl").read_bytes().splitlines()) if (folder / "metrics.jsonl").exists() else 0
+
+
+@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_continued_equals_uninterrupted_to_the_bit(whole, tmp_path, moments):
+    """Each child is killed a random time after it wrote something, in the middle of whatever it does then, at whatever step."""
     folder, result, parameters = whole
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "last.safetensors").exists() or len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) < 6:
-        assert child.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    assert 0 < checkpoint.load(tmp_path, "last").facts["step"] < result.step
+    draw, killed = Random(moments), 0
+    while killed < moments:
+        place = tmp_path / str(killed // 3)  # a run is killed three times, then continued to its end
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(place)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        wanted, deadline = draw.randint(1, 5 + 5 * (killed % 3)), time.monotonic() + 120
+        while lines_so_far(place) < wanted:
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(draw.random() * 0.1)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        killed += 1
+    for place in sorted(tmp_path.iterdir()):
+        found_result, found = run(place)
+        assert found_result == result and same(found, parameters) and metrics(place) == metrics(folder)
+
+
+def test_every_way_to_learn_continues_to_the_bit(tmp_path):
+    """Labels, a teacher's logits and text of the student's own: the same again, and the metrics tell which step learnt what."""
+    learn, teacher = with_choices(TRAIN), make_teacher(torch.float32)
+    ways = (("sequence", 1.0), ("labels", 0.5), ("logits", 0.5))
+    objective = Objective(ways, on_policy_fraction=0.4, divergence="jsd", teacher=teacher)
+
+    def go(folder, log=lambda record: None):
+        model, parameters = make_model(torch.float32)
+        rollout = lambda examples, seed: write(model, examples, seed)  # noqa: E731
+        result = train(model, parameters, learn, VALIDATION, SETTINGS, folder, objective=objective, rollout=rollout, log=log)
+        return result, parameters
+
+    def interrupt(record):
+        if record["step"] in moments:
+            moments.remove(record["step"])
+            raise Interrupted
+
+    expected, expected_parameters = go(tmp_path / "whole")
+    moments = {1, 4, 9}
+    while moments:
+        with pytest.raises(Interrupted):
+            go(tmp_path / "part", interrupt)
+    result, parameters = go(tmp_path / "part")
+    assert result == expected and same(parameters, expected_parameters) and metrics(tmp_path / "part") == metrics(tmp_path / "whole")
+    steps = [record for record in metrics(tmp_path / "whole") if "lr" in record]
+    on_policy = [record["step"] - 1 for record in steps if set(record["ways"]) == {"on-policy"}]
+    assert on_policy == [step for step in range(len(steps)) if objective.is_on_policy(step, SETTINGS.seed)] != []
+    assert all(set(record["ways"]) in ({"on-policy"}, {"sequence", "labels", "logits"}) for record in steps)
+    for change in ({"beta": 0.4}, {"ways": ways[:2]}, {"on_policy_fraction": 0.5}, {"teacher": make_teacher(torch.float32, seed=3)}):
+        model, parameters = make_model(torch.float32)
+        with pytest.raises(UserError, match="other settings"):
+            train(model, parameters, learn, VALIDATION, SETTINGS, tmp_path / "part", objective=replace(objective, **change))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone"])
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(whole, tmp_path, damage, capsys):
+    folder, result, parameters = whole
+
+    def stop(record):
+        if record["step"] == 5 and "lr" in record:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, log=stop)
+    last = tmp_path / "last.safetensors"
+    good = last.read_bytes()
+    assert [checkpoint.load(tmp_path, name).facts["step"] for name in ("previous", "last")] == [3, 4]
+    if damage == "gone":
+        last.unlink()
+    else:
+        last.write_bytes(good[: len(good) // 2] if damage == "truncated" else good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
     found_result, found = run(tmp_path)
     assert found_result == result and same(found, parameters) and metrics(tmp_path) == metrics(folder)
+    told = capsys.readouterr().err
+    assert damage == "gone" or (f"{last} is damaged" in told and f"going on from {tmp_path / 'previous.safetensors'}" in told)
+
+
+def test_two_damaged_checkpoints_are_told(whole, tmp_path):
+    for name in ("last", "previous"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"x" * 99)
+    with pytest.raises(UserError, match="previous.safetensors is damaged"):
+        run(tmp_path)
+    (tmp_path / "previous.safetensors").unlink()
+    with pytest.raises(UserError, match="last.safetensors is damaged .*: remove it to train from the start"):
+        run(tmp_path)
+
+
+def test_the_best_by_f1_is_kept_beside_the_best_by_loss_and_is_the_result(tmp_path):
+    model, parameters = make_model(torch.float32)
+    scores, at, told = [0.2, 0.9, 0.5, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], {}, []
+
+    def f1():
+        at[len(told)] = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        told.append(scores[len(told)])
+        return told[-1]
+
+    result = train(model, parameters, TRAIN, VALIDATION, replace(SETTINGS, f1_every=3), tmp_path, f1=f1)
+    steps = [record["step"] for record in metrics(tmp_path) if "validation_f1" in record]
+    assert (result.best_f1, result.best_f1_step) == (0.9, steps[1]) and same(parameters, at[1])  # the first of equals
+    assert checkpoint.load(tmp_path, "best").facts["best_step"] == result.best_step != result.best_f1_step
+    assert {step for step in steps if step % 3} <= {record["step"] for record in metrics(tmp_path) if "validation_loss" in record}
+    assert run(tmp_path / "other")[0].best_loss == result.best_loss  # validation by F1 changes nothing else
+
+
+def test_patience_stops_a_run_that_gets_no_better_and_it_stays_stopped(whole, tmp_path):
+    patient = replace(SETTINGS, patience=2, epochs=8)
+    result, parameters = run(tmp_path, patient)
+    losses = [(record["step"], record["validation_loss"]) for record in metrics(tmp_path) if "validation_loss" in record][1:]
+    after = [loss for step, loss in losses if step > result.best_step]
+    assert len(after) == result.waited == 2 and min(after) >= result.best_loss and result.step == losses[-1][0]
+    assert result.step < sum(len(epoch_steps(TRAIN, patient, epoch)) for epoch in range(8))
+    again, found = run(tmp_path, patient, log=lambda record: pytest.fail("nothing is left to do"))
+    assert again == result and same(found, parameters)
 
 
 def test_a_finished_run_is_not_trained_again(whole):
@@ -195,6 +303,25 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tm
     last = checkpoint.load(tmp_path, "last")
     assert last.facts["step"] == 4 and all(tensor.isfinite().all() for tensor in last.tensors.values())
     assert not any("NaN" in json.dumps(record) for record in metrics(tmp_path))
+
+
+def test_a_loss_that_explodes_stops_the_run(tmp_path):
+    model, parameters = make_model(torch.float32)
+
+    def break_it(record):
+        if record["step"] == 3 and "lr" in record:
+            with torch.no_grad():
+                model.head_weight.mul_(200)
+
+    with pytest.raises(UserError, match=r"diverged: in step 4 the loss was [0-9]{2,}\.") as error:
+        run(tmp_path, replace(SETTINGS, eval_every=0), [], (model, parameters), log=break_it)
+    assert "home" in str(error.value) and checkpoint.load(tmp_path, "last").facts["step"] == 3
+
+
+def test_the_metrics_tell_speed_and_memory(whole):
+    steps = [record for _, record in read_json_lines(whole[0] / "metrics.jsonl") if "lr" in record]
+    assert all(record["tokens_per_second"] == pytest.approx(record["tokens"] / record["seconds"]) for record in steps)
+    assert all(record["memory_bytes"] > 1 << 20 for record in steps)
 
 
 def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path):

@@ -5,12 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harkd.distill.loop import accumulate, pack_loss, validation_loss
+from harkd.distill.losses import Objective, accumulate, pack_losses, validation_loss
 from harkd.distill.packing import collate, plan
 from harkd.errors import UserError
 from tests.distill_cases import VOCAB, make_examples, make_model
 
 EXAMPLES = make_examples(7, homes=3)
+
+
+def pack_loss(model, batch, vocab_size=None):
+    return pack_losses(model, batch, Objective(vocab_size=vocab_size), ["sequence"])["sequence"]
 
 
 def alone(model, example):
@@ -58,12 +62,13 @@ def test_the_comparison_can_fail():
 
 def test_the_arrangement_in_packs_does_not_change_a_step():
     model, parameters = make_model()
-    loss, _, supervised = accumulate(model, [EXAMPLES])
+    step = accumulate(model, [EXAMPLES])
+    loss, supervised = step.loss, step.supervised
     expected = gradients(parameters)
     assert supervised == sum(sum(example.mask) for example in EXAMPLES)
     for packs in ([[example] for example in EXAMPLES], [EXAMPLES[4:], EXAMPLES[:4]], [EXAMPLES[::-1]]):
-        other, _, count = accumulate(model, packs)
-        assert (other, count) == (pytest.approx(loss, rel=1e-10), supervised)
+        other = accumulate(model, packs)
+        assert (other.loss, other.supervised) == (pytest.approx(loss, rel=1e-10), supervised)
         assert_same(gradients(parameters), expected)
     assert loss == pytest.approx((sum(alone(model, example) for example in EXAMPLES) / supervised).item(), rel=1e-10)
     for batch_tokens in (20, 60, 1000):
@@ -171,3 +176,23 @@ def test_an_example_that_is_too_long_is_named():
     assert plan(examples, size, 0, 0)
     with pytest.raises(UserError, match=f"home0/r/0002 has {size} tokens: raise --batch-tokens"):
         plan(examples, size - 1, 0, 0)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_layers_that_are_computed_twice_give_the_same_bits_and_keep_less(lora):
+    model, parameters = make_model(torch.float32, lora=lora, num_hidden_layers=6)
+    found = {}
+    for again in (False, True):
+        model.checkpoint_activations, kept = again, {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = pack_loss(model, collate(EXAMPLES))
+        loss.backward()
+        found[again] = loss.item(), gradients(parameters), sum(kept.values()) - sum(p.nbytes for p in model.parameters())
+    assert found[True][0] == found[False][0]
+    assert all(torch.equal(found[True][1][name], gradient) for name, gradient in found[False][1].items())
+    assert found[True][2] < 0.5 * found[False][2]

@@ -6,7 +6,7 @@ from datetime import datetime
 import pytest
 
 from harkd.distill.examples import examples_from_traces, examples_from_truth, preview, template_of, true_answer
-from harkd.distill.select import select, yield_table
+from harkd.distill.select import consistency, select, yield_table
 from harkd.errors import UserError
 from harkd.homes.events import Event, Home, Label, Window
 from harkd.qwen3.tokenizer import read_tokenizer
@@ -46,7 +46,7 @@ def test_correct_keeps_every_sample_that_agrees_enough():
     assert ids(selection) == [("a", 0), ("a", 1), ("a", 2)]
     unusable = {"without a label for every event": 1, "cut off by length": 1, "without truth to agree with": 1}
     assert selection.dropped == {"agreement below 1.0": 2, **unusable}
-    assert "kept 3 of 8 traces (dropped: 2 agreement below 1.0" in selection.summary
+    assert "kept 3 of 8 traces (dropped: 1 without a label for every event, 1 cut off by length, 1 without truth to agree with, 2 " in selection.summary
     assert ids(select(TRACES, "correct", 0.5)) == [("a", 0), ("a", 1), ("a", 2), ("b", 1)]
 
 
@@ -61,7 +61,50 @@ def test_all_keeps_what_is_usable():
     assert ids(select(TRACES, "all")) == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("d", 0)]
 
 
-@pytest.mark.parametrize("keep", ["correct", "best", "all"])
+ON, OFF = ("COOKING", "EATING", "EATING", "EATING"), ("COOKING", "EATING", "EATING", "COOKING")
+UNLABELLED = ((),) * 4
+
+
+def test_consistent_keeps_the_samples_that_agree_with_the_others_of_their_window():
+    samples = [make_trace("a", n, answer, truth=UNLABELLED) for n, answer in enumerate((ON, ON, OFF))]
+    traces = [*samples, make_trace("a", 3, ("COOKING", None, None, None), truth=UNLABELLED), make_trace("b", 0, ON, truth=UNLABELLED)]
+    assert [consistency(trace, samples) for trace in samples] == [7 / 8, 7 / 8, 6 / 8] and consistency(traces[4], traces[4:]) is None
+    unusable = {"without a label for every event": 1, "without another sample to agree with": 1}
+    for least, kept in ((1.0, []), (0.8, [("a", 0), ("a", 1)]), (0.75, [("a", 0), ("a", 1), ("a", 2)])):
+        selection = select(traces, "consistent", least)
+        assert ids(selection) == kept
+        assert selection.dropped == unusable | ({f"agreement below {least}": 3 - len(kept)} if len(kept) < 3 else {})
+    assert ids(select(traces[:2], "consistent")) == [("a", 0), ("a", 1)]
+
+
+def test_consistent_never_looks_at_the_truth():
+    answers = (ON, OFF, ON)
+    for truth in (UNLABELLED, tuple((label,) for label in ON), tuple((label,) for label in OFF)):
+        traces = [make_trace("a", n, answer, truth=truth) for n, answer in enumerate(answers)]
+        assert ids(select(traces, "consistent", 0.8)) == [("a", 0), ("a", 2)]
+
+
+def test_a_cap_thins_out_common_classes_and_keeps_every_rare_one():
+    traces = [make_trace(f"w{n}", 0, ("EATING", "EATING"), (("EATING",), ("EATING",))) for n in range(9)]
+    traces += [make_trace(f"r{n}", 0, ("EATING", "COOKING"), (("EATING",), ("COOKING",))) for n in range(2)]
+    kept = {cap: select(traces, "correct", cap=cap) for cap in (1, 3, 20)}
+    assert kept[20].kept == traces and kept[20].by_class == {"COOKING": (2, 2), "EATING": (11, 11)}
+    for cap, selection in kept.items():
+        taught = Counter(label for trace in selection.kept for label in set(trace.answer))
+        assert taught["COOKING"] == min(cap, 2) and cap <= taught["EATING"] <= cap + 2 or cap == 20
+        assert len(selection.kept) + sum(selection.dropped.values()) == len(traces)
+    assert kept[3].dropped == {"in classes with 3 others": 11 - len(kept[3].kept)}
+    assert [t.window for t in kept[3].kept] != [t.window for t in traces[: len(kept[3].kept)]]  # not the first recordings alone
+    shuffled = select(traces[::-1], cap=3)
+    assert sorted(ids(shuffled)) == sorted(ids(kept[3])) and ids(shuffled)[::-1] == ids(kept[3])
+
+
+def test_the_yield_by_class_counts_what_is_kept_of_each():
+    assert select(TRACES, "correct").by_class == {"COOKING": (3, 8), "EATING": (3, 7)}
+    assert select([make_trace("d", 0, HALF, truth=((), ()))], "all").by_class == {"COOKING": (1, 1)}
+
+
+@pytest.mark.parametrize("keep", ["correct", "consistent", "best", "all"])
 def test_unusable_traces_are_never_kept_and_all_are_counted(keep):
     selection = select(TRACES, keep, 0.0)
     assert not {("c", 0), ("c", 1)} & set(ids(selection))
@@ -78,7 +121,7 @@ def test_a_control_token_in_the_text_makes_a_trace_unusable(text):
 
 
 def test_an_unknown_choice_is_refused():
-    with pytest.raises(UserError, match="--keep is one of correct, best, all, not 'right'"):
+    with pytest.raises(UserError, match="--keep is one of correct, consistent, best, all, not 'right'"):
         select(TRACES, "right")
 
 

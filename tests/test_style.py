@@ -24,7 +24,7 @@ MAY_KNOW = {  # besides COMMON
     "distill": {"distill", "qwen3", "homes", "kernels", "tensors"},
     "scoring": {"scoring", "homes"},
 }
-COMMON = {"errors", "files", "jsonl"}  # these, and tensors, know no room
+COMMON = {"errors", "files", "jsonl", "memory"}  # these, and tensors, know no room
 EXCEPTIONS = {
     "harkd/homes/__main__.py": {"doors", "qwen3"},  # a door, which counts tokens
     "harkd/distill/batch_file.py": {"sampling"},  # writes a Sampling's values, and draws nothing

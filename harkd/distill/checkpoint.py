@@ -4,13 +4,16 @@
     metadata   {"harkd": JSON of the facts (step, epoch, best validation loss, run, torch version),
                 "crc32": JSON of a checksum per tensor and one of the facts}
 
-Tensors and facts are one file, so no kill can separate them. There is no state of random generators because there are no generators: the
-order of examples is a function of (seed, epoch) and nothing else in training is random, so the step alone is the cursor.
+Of "last" the one before is kept as "previous", and used where "last" is damaged. Tensors and facts are one file, so no kill can separate
+them. There is no state of random generators because there are no generators: the order of examples is a function of (seed, epoch), what the
+student writes on-policy one of (seed, step), and nothing else in training is random, so the step alone is the cursor.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,13 +54,29 @@ class Checkpoint:
 
 
 def save(folder: Path, name: str, parameters: Mapping[str, nn.Parameter], optimiser: AdamW, facts: Mapping[str, Any]) -> Path:
-    """Write `folder`/NAME.safetensors in place of the one before, which stays whole until then."""
+    """Write `folder`/NAME.safetensors in place of the one before, which stays whole until then; of "last" it becomes "previous"."""
     tensors = {f"parameter/{key}": parameter for key, parameter in parameters.items()} | optimiser.state_dict()
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     text = json.dumps(dict(facts))
     path = _path(folder, name)
-    write_tensors(path, tensors, {"harkd": text, "crc32": json.dumps(_checksums(tensors, text))})
+    following = path.with_name(f".{path.name}.tmp")
+    write_tensors(following, tensors, {"harkd": text, "crc32": json.dumps(_checksums(tensors, text))})
+    if name == "last" and path.exists():
+        os.replace(path, _path(folder, "previous"))
+    os.replace(following, path)  # a kill right before leaves "previous" alone, which is as good
     return path
+
+
+def load_last(folder: Path) -> Checkpoint | None:
+    """The last checkpoint, or the one before it where that is damaged, which stderr is told, or missing; None if there is neither."""
+    try:
+        return load(folder, "last") or load(folder, "previous")
+    except UserError as error:
+        previous = load(folder, "previous")
+        if previous is None:
+            raise UserError(f"{error}: remove it to train from the start") from None
+        print(f"{error}; going on from {previous.path}", file=sys.stderr)
+        return previous
 
 
 def load(folder: Path, name: str) -> Checkpoint | None:
@@ -71,9 +90,9 @@ def load(folder: Path, name: str) -> Checkpoint | None:
             metadata = file.metadata() or {}
         facts, checksums = json.loads(metadata["harkd"]), json.loads(metadata["crc32"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"the checkpoint {path} is damaged ({error}): remove it to train from the start") from None
+        raise UserError(f"the checkpoint {path} is damaged ({error})") from None
     if checksums != _checksums(tensors, metadata["harkd"]):
-        raise UserError(f"the checkpoint {path} is damaged (its bytes changed): remove it to train from the start")
+        raise UserError(f"the checkpoint {path} is damaged (its bytes changed)")
     return Checkpoint(path, tensors, facts)
 
 

@@ -8,13 +8,20 @@ Answers are written again in the canonical form from their labels, so that a gui
 With `truth`, an event without a true label (unscored) stays in the answer, which needs an entry for every event: it carries the label of
 the nearest scored event, the one before it where there is one, and the characters of that label are masked from the loss. Of several true
 labels the first is taken.
+
+A trace of a guided answer holds the teacher's probabilities of the labels at each event. They become soft targets: along the tokens of the
+label that was answered, wherever the labels that share the tokens so far go on differently, each next token with the probability of the
+labels behind it, given the tokens so far. If answers are drawn by those probabilities, the divergences at an event's choices add up, in the
+mean, to that between the distributions over whole labels.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from harkd.distill.traces import Trace
 from harkd.errors import UserError
@@ -25,10 +32,24 @@ from harkd.qwen3.tokenizer import Example, Tokenizer, render_example
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Own token number `at` is one of `ids`, each with its probability, which is above 0; they sum to 1."""
+
+    at: int
+    ids: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class TrainingExample(Example):
-    """Prefix, own tokens and mask of one example, and the window it comes from (for messages)."""
+    """Prefix, own tokens and mask of one example, the window it comes from (for messages), and what a teacher says to it.
+
+    `top`: ids and logprobs [n, K] of a teacher's likeliest tokens at the n supervised ones.
+    """
 
     window: str
+    choices: tuple[Choice, ...] = ()
+    top: tuple[Tensor, Tensor] | None = None
 
 
 def template_of(traces: Sequence[Trace]) -> str:
@@ -44,7 +65,8 @@ def examples_from_traces(
 ) -> list[TrainingExample]:
     """Tokenise traces that `select` kept, for train_on "reasoning" or "answer".
 
-    Traces without reasoning are left out of "reasoning", and counted in counts["without reasoning"].
+    Traces without reasoning are left out of "reasoning", and counted in counts["without reasoning"]. Those with probabilities bring
+    their choices.
     """
     if train_on not in ("reasoning", "answer"):
         raise ValueError(f"traces are trained on by reasoning or answer, not {train_on!r}")
@@ -59,8 +81,31 @@ def examples_from_traces(
             continue
         turn = {"role": "assistant", "reasoning_content": reasoning, "content": canonical(trace.answer)}
         example = render_example(tokenizer, [*trace.messages[:-1], turn], thinking=thinking)
-        examples.append(_of_window(example, trace.window, prefixes))
+        made = _of_window(example, trace.window, prefixes)
+        examples.append(replace(made, choices=_choices(tokenizer, trace, len(made.ids) - 1)) if trace.probabilities else made)
     return examples
+
+
+def _choices(tokenizer: Tokenizer, trace: Trace, end: int) -> tuple[Choice, ...]:
+    """The soft targets of an answer whose tokens end before own token `end`, as told at the top of this file."""
+    own = tokenizer.encode(canonical(trace.answer))
+    choices = []
+    for event, given in enumerate(trace.probabilities):
+        rest = (1 - sum(given.values())) / max(1, len(trace.labels) - len(given)) if given else 0.0  # of each label that is not named
+        spelt = (canonical([*trace.answer[:event], label, *trace.answer[event + 1 :]]) for label in trace.labels if given)
+        alive = [(tokenizer.encode(text), given.get(label, rest)) for text, label in zip(spelt, trace.labels)]
+        at = 0
+        while len(alive) > 1:
+            following: Counter[int] = Counter()
+            for ids, p in alive:
+                following[ids[at]] += max(p, 0.0)
+            total = sum(following.values())
+            if len(following) > 1 and total > 0:
+                shares = {id: p / total for id, p in following.items() if p > 0}
+                choices.append(Choice(end - len(own) + at, tuple(shares), tuple(shares.values())))
+            alive = [(ids, p) for ids, p in alive if ids[at] == own[at]]
+            at += 1
+    return tuple(choices)
 
 
 def examples_from_truth(

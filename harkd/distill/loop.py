@@ -1,13 +1,11 @@
 """The training loop.
 
-    loss of a step = sum over its supervised tokens of -log p / their count,     over all packs of the step at once
+Each step runs over its packs, takes the loss of all of them at once (losses.py), clips the gradient and updates the parameters: an
+adapter's, or a whole model's. Several processes share the packs of a step (distributed.py).
 
-so that the loss and its gradient do not depend on how the examples of a step are divided into packs. Any set of parameters can be trained:
-an adapter's, or a whole model's.
-
-A run is a function of its arguments: the order of examples comes from (seed, epoch), nothing else is random. `last.safetensors` holds all
-that a step depends on, hence a run that was killed and called again ends, on a CPU with as many threads, with the very bits of one that
-was not.
+A run is a function of its arguments: the order of examples comes from (seed, epoch), what the student writes from (seed, step), nothing
+else is random. `last.safetensors` holds all that a step depends on, hence a run that was killed and called again ends, on a CPU with as
+many threads, with the very bits of one that was not.
 """
 
 from __future__ import annotations
@@ -23,18 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harkd.distill import checkpoint
+from harkd.distill.distributed import World
 from harkd.distill.examples import TrainingExample
+from harkd.distill.losses import Objective, accumulate
 from harkd.distill.optimiser import AdamW, learning_rate
-from harkd.distill.packing import Batch, Pack, collate, plan
+from harkd.distill.packing import Pack, plan
+from harkd.distill.progress import METRICS, Progress, Result, open_metrics
 from harkd.errors import UserError
-from harkd.files import write_text
-from harkd.jsonl import JsonLinesWriter, read_json_lines
 from harkd.qwen3.model import Qwen3
 
-METRICS = "metrics.jsonl"
+Rollout = Callable[[Sequence[TrainingExample], int], Sequence[TrainingExample]]  # (examples, seed) -> the same, written by the student
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,15 @@ class LoopSettings:
     lr: float = 2e-4  # at its peak
     epochs: int = 3
     batch_tokens: int = 8192  # in a pack, prefixes included
-    packs_per_step: int = 1  # their gradients add up in the parameters' dtype: keep it at 1 for a whole bfloat16 model
+    packs_per_step: int = 1  # of all processes; gradients add up in the parameters' dtype: keep it at 1 for a whole bfloat16 model
     seed: int = 0  # of the order of examples
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     clip: float = 1.0  # gradients are scaled down to this norm
     eval_every: int = 0  # validate every so many steps, besides at the end of every epoch
+    f1_every: int = 0  # the same for the validation by F1
     save_every: int = 0  # write the last checkpoint every so many steps, besides at the end of every epoch
+    patience: int = 0  # stop after so many validations without a better one, by F1 where there is one, else by loss; 0: never
 
     def __post_init__(self) -> None:
         for name in ("lr", "epochs", "batch_tokens", "packs_per_step", "clip"):
@@ -62,20 +63,6 @@ class LoopSettings:
             raise UserError(f"warmup_fraction must be between 0 and 1, not {self.warmup_fraction}")
 
 
-@dataclass(frozen=True)
-class Result:
-    """How a run went. The model is left with the parameters of `best_step`, the step (from 1) with the lowest validation loss.
-
-    Without validation examples the losses are None and the last step is the best. `start_loss`, before any step, is for comparison and
-    never the best: it would hand back a model that learnt nothing. `step` is how far the run has got.
-    """
-
-    step: int = 0
-    start_loss: float | None = None
-    best_step: int = 0
-    best_loss: float | None = None
-
-
 def train(
     model: Qwen3,
     parameters: Mapping[str, nn.Parameter],
@@ -84,58 +71,73 @@ def train(
     settings: LoopSettings,
     folder: Path,
     *,
-    vocab_size: int | None = None,
+    objective: Objective = Objective(),
+    world: World = World(),
+    rollout: Rollout | None = None,
+    f1: Callable[[], float] | None = None,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
     on_best: Callable[[Result], None] = lambda result: None,
 ) -> Result:
     """Train `parameters`, part of `model`, in place, and leave the best of them there. Continues from `folder`/last.safetensors if there.
 
-    Args: vocab_size: the tokenizer's, where the model's is padded; log: called with each line of metrics; on_best: called whenever the
+    Args: objective: what is learnt; world: the processes that share the work; rollout: has the student write the examples of a step that
+    is learnt on-policy; f1: the F1 of the parameters in place; log: called with each line of metrics; on_best: called whenever the
     parameters in place are the best so far.
-    Raises UserError for a damaged checkpoint or one of another run, and where the loss is no longer a number.
+    Raises UserError for a checkpoint of another run or two damaged ones, and where the loss is no longer a number or explodes.
     """
     # 1. The whole run is known beforehand: each step's epoch and packs
-    schedule = [(epoch, packs) for epoch in range(settings.epochs) for packs in epoch_steps(train_examples, settings, epoch)]
-    if not schedule:
-        raise UserError("there is no example to train on")
-    optimiser = AdamW(parameters, settings.weight_decay)
+    schedule = _schedule(train_examples, settings)
 
     # 2. Continue what was killed
-    folder = Path(folder)
-    digest = run_digest(settings, parameters, train_examples, validation_examples)
-    result = _resume(folder, digest, parameters, optimiser)
-    run = _Run(model, optimiser, validation_examples, settings, vocab_size, folder, digest, result, log, on_best)
-    with _open_metrics(folder / METRICS, result.step) as run.metrics:
-        if result.step == 0:
-            run.result = replace(result, start_loss=run.validate(0))
+    folder, optimiser = Path(folder), AdamW(parameters, settings.weight_decay)
+    digest = run_digest(settings, objective, parameters, train_examples, validation_examples)
+    result = _resume(folder, digest, parameters, optimiser, world)
+    run = Progress(model, optimiser, validation_examples, settings, objective, world, folder, digest, result, f1, log, on_best)
+    with open_metrics(folder / METRICS, result.step, world) as run.metrics:
+        run.result = result if result.step else replace(result, start_loss=run.validate(0))
         for step in range(result.step, len(schedule)):
-            epoch, packs = schedule[step]
-            began = time.perf_counter()
+            if settings.patience and run.result.waited >= settings.patience:
+                break
+            (epoch, packs), began = schedule[step], time.perf_counter()
 
             # 3. Loss and gradient over all packs of the step
             optimiser.zero_grad()
-            examples = [[train_examples[i] for i in pack] for pack in packs]
-            loss, tokens, supervised = accumulate(model, examples, vocab_size)
+            on_policy = objective.is_on_policy(step, settings.seed)
+            examples = [[train_examples[i] for i in pack] for pack in world.share(packs)]
+            examples = _written(examples, rollout, settings, step * world.size + world.rank) if on_policy else examples
+            found = accumulate(model, examples, objective, world, on_policy=on_policy)
             norm = optimiser.gradient_norm()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                windows = ", ".join(example.window for pack in examples for example in pack)
-                raise run.diverged(f"in step {step + 1} the loss was {loss} and the gradient's norm {norm}, on the windows {windows}")
+            if not (found.loss <= objective.bound(model) and math.isfinite(norm)):
+                windows = ", ".join(train_examples[i].window for pack in packs for i in pack)
+                raise run.diverged(f"in step {step + 1} the loss was {found.loss} and the gradient's norm {norm}, on the windows {windows}")
 
             # 4. A clipped update
             lr = learning_rate(step, len(schedule), settings.lr, settings.warmup_fraction)
             optimiser.step(lr, scale=min(1.0, settings.clip / norm) if norm else 1.0)
 
-            # 5. Metrics
+            # 5. Metrics, validation and checkpoints
             run.result = replace(run.result, step=step + 1)
-            seconds = time.perf_counter() - began
-            run.report(step=step + 1, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, tokens=tokens, supervised=supervised, seconds=seconds)
-
-            # 6. Validation, and checkpoints
+            run.report_step(epoch, found, lr, norm, time.perf_counter() - began)
             run.keep(epoch, epoch_ends=step + 1 == len(schedule) or schedule[step + 1][0] > epoch)
 
-    # 7. The best parameters are the run's result
+    # 6. The best parameters are the run's result
     run.restore_best()
     return run.result
+
+
+def _written(
+    packs: Sequence[Sequence[TrainingExample]], rollout: Rollout, settings: LoopSettings, place: int
+) -> list[list[TrainingExample]]:
+    """The examples of a step as the student writes them now, in packs anew, for their lengths have changed."""
+    examples = [example for pack in packs for example in pack]
+    written = rollout(examples, int(hashlib.sha256(f"{settings.seed} {place}".encode()).hexdigest()[:7], 16))
+    return [[written[i] for i in pack] for pack in plan(written, settings.batch_tokens, seed=0, epoch=0)]
+
+
+def _schedule(examples: Sequence[TrainingExample], settings: LoopSettings) -> list[tuple[int, list[Pack]]]:
+    if not examples:
+        raise UserError("there is no example to train on")
+    return [(epoch, packs) for epoch in range(settings.epochs) for packs in epoch_steps(examples, settings, epoch)]
 
 
 def epoch_steps(examples: Sequence[TrainingExample], settings: LoopSettings, epoch: int) -> list[list[Pack]]:
@@ -158,121 +160,34 @@ def check_examples(model: Qwen3, examples: Sequence[TrainingExample], batch_toke
     plan(examples, batch_tokens, seed=0, epoch=0)  # raises where one is longer than a pack
 
 
-def pack_loss(model: Qwen3, batch: Batch, vocab_size: int | None = None) -> Tensor:
-    """The sum of -log p over the supervised tokens of one pack."""
-    hidden = model.hidden(batch.ids, batch.positions, batch.sequences)  # [T, C]
-    return model.nll(hidden[batch.rows], batch.targets, vocab_size).sum()
-
-
-def accumulate(model: Qwen3, packs: Sequence[Sequence[TrainingExample]], vocab_size: int | None = None) -> tuple[float, int, int]:
-    """Add the gradients of a step's loss to the parameters. Returns the loss, the tokens run over, and the supervised ones."""
-    batches = [collate(pack, model.device) for pack in packs]
-    supervised = sum(len(batch.targets) for batch in batches)
-    loss = 0.0
-    for batch in batches:
-        part = pack_loss(model, batch, vocab_size) / supervised
-        part.backward()
-        loss += part.item()
-    return loss, sum(len(batch.ids) for batch in batches), supervised
-
-
-@torch.no_grad()
-def validation_loss(model: Qwen3, examples: Sequence[TrainingExample], batch_tokens: int, vocab_size: int | None = None) -> float:
-    """The mean of -log p over all supervised tokens of `examples`."""
-    total, supervised = 0.0, 0
-    for pack in plan(examples, batch_tokens, seed=0, epoch=0):
-        batch = collate([examples[i] for i in pack], model.device)
-        total += pack_loss(model, batch, vocab_size).item()
-        supervised += len(batch.targets)
-    return total / supervised
-
-
 def run_digest(
     settings: LoopSettings,
+    objective: Objective,
     parameters: Mapping[str, nn.Parameter],
     train_examples: Sequence[TrainingExample],
     validation_examples: Sequence[TrainingExample],
 ) -> str:
-    """16 hex digits of all that a run depends on but the frozen weights: settings, shapes of the parameters, examples."""
+    """16 hex digits of all that a run depends on but the frozen weights: settings, objective, shapes of the parameters, examples."""
     shapes = {name: [str(parameter.dtype), *parameter.shape] for name, parameter in parameters.items()}
-    digest = hashlib.sha256(json.dumps([asdict(settings), shapes, len(train_examples)]).encode())
+    digest = hashlib.sha256(json.dumps([asdict(settings), objective.facts(), shapes, len(train_examples)]).encode())
     for example in (*train_examples, *validation_examples):
         for values in ([len(example.prefix), len(example.ids)], example.prefix, example.ids, example.mask):
             digest.update(array("q", values).tobytes())
+        digest.update(repr(example.choices).encode())
+        for tensor in example.top or ():
+            digest.update(tensor.contiguous().numpy())
     return digest.hexdigest()[:16]
 
 
-def _resume(folder: Path, digest: str, parameters: Mapping[str, nn.Parameter], optimiser: AdamW) -> Result:
+def _resume(folder: Path, digest: str, parameters: Mapping[str, nn.Parameter], optimiser: AdamW, world: World) -> Result:
     """Put the last checkpoint's parameters and optimiser state in place, where there is one. Returns how far it had got."""
+    if world.sum([int(digest[:8], 16)]) != [int(digest[:8], 16) * world.size]:
+        raise UserError("the processes of this run differ in their settings, examples or models: start all of them with the same")
     folder.mkdir(parents=True, exist_ok=True)
-    last = checkpoint.load(folder, "last")
+    last = checkpoint.load_last(folder)
     if last is None:
         return Result()
     if last.facts.get("run") != digest:
         raise UserError(f"{last.path} belongs to a run with other settings or other examples: train into another folder or remove it")
     last.restore(parameters, optimiser)
     return Result(**{name: last.facts[name] for name in asdict(Result())})
-
-
-def _open_metrics(path: Path, step: int) -> JsonLinesWriter:
-    """The metrics up to `step`, to be continued: what a killed run wrote behind its last checkpoint goes, for it is computed again."""
-    kept = [record for _, record in read_json_lines(path) if record["step"] <= step] if step and path.exists() else []
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-    return JsonLinesWriter(path)
-
-
-@dataclass
-class _Run:
-    """What a run writes: metrics and checkpoints; and how far it is."""
-
-    model: Qwen3
-    optimiser: AdamW
-    validation_examples: Sequence[TrainingExample]
-    settings: LoopSettings
-    vocab_size: int | None
-    folder: Path
-    digest: str
-    result: Result
-    log: Callable[[dict[str, Any]], None]
-    on_best: Callable[[Result], None]
-    metrics: JsonLinesWriter | None = None
-
-    def report(self, **record: Any) -> None:
-        self.metrics.append(record)
-        self.log(record)
-
-    def validate(self, epoch: int) -> float | None:
-        if not self.validation_examples:
-            return None
-        loss = validation_loss(self.model, self.validation_examples, self.settings.batch_tokens, self.vocab_size)
-        if not math.isfinite(loss):
-            raise self.diverged(f"after step {self.result.step} the validation loss was {loss}")
-        self.report(step=self.result.step, epoch=epoch, validation_loss=loss)
-        return loss
-
-    def keep(self, epoch: int, epoch_ends: bool) -> None:
-        """Validate and write checkpoints where it is time: the last one behind everything that it implies."""
-        step, settings, result = self.result.step, self.settings, self.result
-        if epoch_ends or (self.validation_examples and settings.eval_every and step % settings.eval_every == 0):
-            loss = self.validate(epoch)
-            if loss is None or result.best_loss is None or loss < result.best_loss:
-                self.result = replace(result, best_step=step, best_loss=loss)
-                self._save("best", epoch)
-                self.on_best(self.result)
-        if epoch_ends or (settings.save_every and step % settings.save_every == 0):
-            self._save("last", epoch)
-
-    def _save(self, name: str, epoch: int) -> None:
-        facts = {"run": self.digest, "torch": torch.__version__, "epoch": epoch, **asdict(self.result)}
-        checkpoint.save(self.folder, name, self.optimiser.parameters, self.optimiser, facts)
-
-    def restore_best(self) -> None:
-        best = checkpoint.load(self.folder, "best")
-        if best is None or best.facts.get("run") != self.digest:
-            raise UserError(f"{self.folder} has lost its best checkpoint: remove last.safetensors there and train again")
-        best.restore(self.optimiser.parameters)
-
-    def diverged(self, what: str) -> UserError:
-        saved = [path.name for path in (self.folder / "last.safetensors", self.folder / "best.safetensors") if path.exists()]
-        kept = f"{' and '.join(saved)} in {self.folder} hold the state before" if saved else "no checkpoint had been written"
-        return UserError(f"training diverged: {what}; {kept}; train again with a lower learning rate")

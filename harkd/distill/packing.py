@@ -6,13 +6,14 @@
 
 It is exact: loss and gradients are those of every example behind its own copy of the prefix. This file is the one place where labels are
 shifted: the hidden row of token t - 1 predicts token t. An example's first own token, which the prefix's last row would predict, is prompt
-and so never supervised.
+and so never supervised. A choice (see examples.py) of K tokens makes K predictions of one row, each with its probability as weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 from random import Random
 
 import torch
@@ -28,13 +29,19 @@ Pack = list[int]  # indices of examples
 
 @dataclass(frozen=True)
 class Batch:
-    """One pack as tensors: T tokens, N of them predicted."""
+    """One pack as tensors: T tokens, N of them predicted; M tokens that are possible at `choices` choices."""
 
     ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     sequences: Sequences
     rows: Tensor  # [N] int64: hidden row rows[n] predicts targets[n]
     targets: Tensor  # [N] int64
+    choices: int
+    choice_rows: Tensor  # [M] int64: what hidden row choice_rows[m] predicts is choice_targets[m] with probability choice_weights[m]
+    choice_targets: Tensor  # [M] int64
+    choice_weights: Tensor  # [M] float64
+    choice_entropy: float  # of all choices together, in nats
+    top: tuple[Tensor, Tensor] | None  # [N, K]: ids int64 and logprobs of a teacher, where the examples have them
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
@@ -49,6 +56,8 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
     positions: list[int] = []
     rows: list[int] = []
     targets: list[int] = []
+    choices: list[tuple[int, int, float]] = []  # row, target, probability
+    top: list[tuple[Tensor, Tensor]] = []
     lengths: list[int] = []
     prefix_of: list[int] = []
     prefix_len: list[int] = []
@@ -66,13 +75,24 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
             supervised = _supervised(example)
             rows += [len(ids) + t - 1 for t in supervised]
             targets += [example.ids[t] for t in supervised]
+            top += [example.top] if getattr(example, "top", None) else []
+            for choice in getattr(example, "choices", ()):
+                choices += [(len(ids) + choice.at - 1, *pair) for pair in zip(choice.ids, choice.probabilities, strict=True)]
             lengths.append(len(example.ids))
             prefix_of.append(shared)
             ids += example.ids
             positions += range(len(prefix), len(prefix) + len(example.ids))
-    tensors = (torch.tensor(values, dtype=torch.int64, device=device) for values in (ids, positions, rows, targets))
-    ids_, positions_, rows_, targets_ = tensors
-    return Batch(ids_, positions_, Sequences.packed(lengths, prefix_of, prefix_len, prefix_start, device), rows_, targets_)
+    sequences = Sequences.packed(lengths, prefix_of, prefix_len, prefix_start, device)
+    choice_rows, choice_targets, weights = zip(*choices, strict=True) if choices else ((), (), ())
+    ids_, positions_, rows_, targets_, choice_rows_, choice_targets_ = (
+        torch.tensor(values, dtype=torch.int64, device=device) for values in (ids, positions, rows, targets, choice_rows, choice_targets)
+    )
+    entropy = -sum(p * log(p) for p in weights)
+    weights_ = torch.tensor(weights, dtype=torch.float64, device=device)
+    top_ = tuple(torch.cat(part).to(device) for part in zip(*top, strict=True)) if top else None
+    return Batch(
+        ids_, positions_, sequences, rows_, targets_, len(set(choice_rows)), choice_rows_, choice_targets_, weights_, entropy, top_
+    )  # fmt: skip
 
 
 def _supervised(example: Example) -> list[int]:

@@ -3,18 +3,22 @@
 A trace can be learnt from if its answer names a label for every event, it was not cut off by length, and its text holds no control token,
 which would end the turn in the middle. Of these, `keep` takes
 
-    correct   every sample with agreement >= min_agreement; none where there is no truth to agree with
-    best      one sample of each window: the highest agreement (no truth counts as lowest), then the fewest completion tokens, then the
-              lowest sample number; however low that agreement is, so that every window that can be learnt from is represented
-    all       every one
+    correct     every sample with agreement >= min_agreement; none where there is no truth to agree with
+    consistent  every sample with consistency >= min_agreement, the truth left aside; none of a window that has one sample
+                consistency = share of (event, other sample of its window) with the same label
+    best        one sample of each window: the highest agreement (no truth counts as lowest), then the fewest completion tokens, then the
+                lowest sample number; however low that agreement is, so that every window that can be learnt from is represented
+    all         every one
 
-What is left out is counted by cause. The paper's own rule is not public; `correct` with min_agreement 1 is the filter that a
-re-implementation of it describes.
+A cap then thins out the common classes: traces are taken in an order drawn by their names, and one is left out when each of the labels that
+it teaches is in `cap` others already. What is left out is counted by cause. The paper's own rule is not public; `correct` with
+min_agreement 1 is the filter that a re-implementation of it describes.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,16 +26,20 @@ from harkd.distill.traces import Trace
 from harkd.errors import UserError
 from harkd.homes.prompt import CONTROL
 
-KEEP = ("correct", "best", "all")
+KEEP = ("correct", "consistent", "best", "all")
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The traces to learn from, in the order in which they were read, and how many were dropped for which cause."""
+    """The traces to learn from, in the order in which they were read, and how many were dropped for which cause.
+
+    `by_class` has (kept, of how many) for each label: of a trace's truth, or of its answer where it has no truth.
+    """
 
     kept: list[Trace]
     dropped: Mapping[str, int]
+    by_class: Mapping[str, tuple[int, int]]
 
     @property
     def summary(self) -> str:
@@ -52,35 +60,61 @@ def unusable(trace: Trace) -> str | None:
     return "with a control token in its text" if found else None
 
 
-def select(traces: Iterable[Trace], keep: str = "correct", min_agreement: float = 1.0) -> Selection:
-    """Choose the traces to learn from, as told at the top of this file. `min_agreement` matters to keep="correct" alone."""
+def select(traces: Iterable[Trace], keep: str = "correct", min_agreement: float = 1.0, cap: int | None = None) -> Selection:
+    """Choose the traces to learn from, as told at the top of this file. `min_agreement` matters to "correct" and "consistent" alone."""
     if keep not in KEEP:
         raise UserError(f"--keep is one of {', '.join(KEEP)}, not {keep!r}")
     dropped: Counter[str] = Counter()
+    of: Counter[str] = Counter()
+    windows: dict[str, list[Trace]] = defaultdict(list)  # what can be learnt from
     kept: list[Trace] = []
     for trace in traces:
+        of.update(_classes(trace))
         cause = unusable(trace)
-        if cause is None and keep == "correct":
-            cause = _disagreement(trace, min_agreement)
         if cause is None:
             kept.append(trace)
+            windows[trace.window].append(trace)
         else:
             dropped[cause] += 1
+
+    def narrow(cause: str, wanted: Iterable[Trace]) -> None:
+        keys = {(trace.window, trace.sample) for trace in wanted}
+        left = [trace for trace in kept if (trace.window, trace.sample) in keys]
+        dropped.update({cause: len(kept) - len(left)} if len(left) < len(kept) else {})
+        kept[:] = left
+
+    if keep in ("correct", "consistent"):
+        agreed = (lambda trace: trace.agreement) if keep == "correct" else lambda trace: consistency(trace, windows[trace.window])
+        whom = "truth" if keep == "correct" else "another sample"
+        narrow(f"without {whom} to agree with", [trace for trace in kept if agreed(trace) is not None])
+        narrow(f"agreement below {min_agreement}", [trace for trace in kept if agreed(trace) >= min_agreement])
     if keep == "best":
-        best: dict[str, Trace] = {}
-        for trace in kept:
-            if trace.window not in best or _rank(trace) < _rank(best[trace.window]):
-                best[trace.window] = trace
-        if len(best) < len(kept):
-            dropped["not the best of their window"] = len(kept) - len(best)
-        kept = list(best.values())
-    return Selection(kept, dict(dropped))
+        narrow("not the best of their window", [min(samples, key=_rank) for samples in windows.values()])
+    if cap is not None:
+        narrow(f"in classes with {cap} others", _capped(kept, cap))
+    counts = Counter(label for trace in kept for label in _classes(trace))
+    return Selection(kept, dict(dropped), {label: (counts[label], of[label]) for label in sorted(of)})
 
 
-def _disagreement(trace: Trace, min_agreement: float) -> str | None:
-    if trace.agreement is None:
-        return "without truth to agree with"
-    return f"agreement below {min_agreement}" if trace.agreement < min_agreement else None
+def consistency(trace: Trace, samples: Sequence[Trace]) -> float | None:
+    """How far the samples of a window, `trace` among them, agree with it; None if there is no other."""
+    pairs = len(trace.answer) * (len(samples) - 1)
+    same = sum(label == other for sample in samples for label, other in zip(trace.answer, sample.answer, strict=True)) - len(trace.answer)
+    return same / pairs if pairs else None
+
+
+def _capped(traces: Sequence[Trace], cap: int) -> list[Trace]:
+    taught: Counter[str] = Counter()
+    kept = []
+    for trace in sorted(traces, key=lambda trace: hashlib.sha256(f"{trace.window} {trace.sample}".encode()).digest()):
+        if any(taught[label] < cap for label in trace.answer):
+            kept.append(trace)
+            taught.update(set(trace.answer))
+    return kept
+
+
+def _classes(trace: Trace) -> set[str]:
+    return {label for true in trace.truth for label in true} or {label for label in trace.answer if label is not None}
 
 
 def _rank(trace: Trace) -> tuple[float, int, int]:

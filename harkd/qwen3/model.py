@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harkd.errors import UserError
 from harkd.kernels.attention import CacheLayer, Sequences, attention
@@ -115,6 +116,7 @@ class Qwen3(nn.Module):
         super().__init__()
         self.config = config
         self.backend = "auto"  # of all kernels: see kernels/backend.py
+        self.checkpoint_activations = False  # keep only what runs between the layers, and compute each layer again in the backward pass
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
@@ -139,14 +141,15 @@ class Qwen3(nn.Module):
         values are kept.
         """
         config, layers, backend = self.config, self.model.layers, self.backend
+        again = self.checkpoint_activations and torch.is_grad_enabled()
         hidden = self.model.embed_tokens(ids)  # [T, C]
         angles = rotary(positions, config.head_dim, config.rope_theta, hidden.dtype)
         x = layers[0].input_layernorm(hidden, backend)
-        for i, layer in enumerate(layers):  # what a part adds to the stream is added where the stream is normed for the next part
+        for i, layer in enumerate(layers):
             cache_layer = None if cache is None else cache.layers[i]
-            hidden, x = layer.post_attention_layernorm.add(hidden, layer.self_attn(x, angles, sequences, cache_layer, backend), backend)
             following = layers[i + 1].input_layernorm if i + 1 < len(layers) else self.model.norm
-            hidden, x = following.add(hidden, layer.mlp(x, backend), backend)
+            parts = (layer, following, hidden, x, angles, sequences, cache_layer, backend)
+            hidden, x = checkpoint(_layer, *parts, use_reentrant=False, preserve_rng_state=False) if again else _layer(*parts)
         return x
 
     def head(self, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
@@ -170,6 +173,15 @@ class Qwen3(nn.Module):
         probability.
         """
         return cross_entropy(hidden, self.head_weight, targets, vocab_size, chunk)
+
+
+def _layer(
+    layer: Layer, following: RMSNorm, hidden: Tensor, x: Tensor, angles: tuple[Tensor, Tensor], sequences: Sequences,
+    cache_layer: CacheLayer | None, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One layer: the stream [T, C] and its norm x. What a part adds is added where the stream is normed for the next part."""
+    hidden, x = layer.post_attention_layernorm.add(hidden, layer.self_attn(x, angles, sequences, cache_layer, backend), backend)
+    return following.add(hidden, layer.mlp(x, backend), backend)
 
 
 def initialise(model: Qwen3, seed: int, std: float = 0.02) -> Qwen3:

@@ -45,6 +45,11 @@ class Tokenizer:
         ids = [backend.token_to_id(token) for token in (template.END, "<|endoftext|>")]
         self.stop_ids = tuple(id for id in ids if id is not None)
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, added ones too."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     def encode(self, text: str) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids
 

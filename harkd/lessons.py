@@ -1,0 +1,163 @@
+"""What `python -m harkd.train` was asked for, and the examples that it makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from harkd.errors import UserError
+from harkd.homes.dataset import ReadOptions, read
+from harkd.homes.prompt import TEMPLATE_VERSION
+from harkd.qwen3.config import PROJECTIONS
+from harkd.recognition import first_windows
+
+if TYPE_CHECKING:
+    from harkd.distill.examples import TrainingExample
+    from harkd.qwen3.tokenizer import Tokenizer
+
+Grouped = TypeVar("Grouped")  # a trace or a window: it has a group
+Truth = Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]  # window: labels on offer, true labels of each event
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What to train on what. `traces` is a folder that generate wrote; with train_on "truth", `data` and `split` stand in for it."""
+
+    model: str
+    out: str
+    traces: str | None = None
+    train_on: str = "reasoning"
+    keep: str = "correct"
+    min_agreement: float = 1.0
+    cap: int | None = None
+    data: str | None = None
+    split: str = "train"
+    limit: int | None = None
+    rules: bool = True
+    options: ReadOptions = ReadOptions()
+    learn: str = "sequence"  # ways with commas, each with =WEIGHT where it is not 1; "on-policy" takes a share of the steps
+    teacher: str | None = None
+    teacher_top_k: int | None = None
+    divergence: str = "forward_kl"
+    beta: float = 0.5
+    teacher_temperature: float = 1.0
+    on_policy_fraction: float = 0.5
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    target_modules: tuple[str, ...] = PROJECTIONS
+    lr: float = 2e-4
+    epochs: int = 3
+    batch_tokens: int = 8192
+    packs_per_step: int = 1
+    validation: float = 0.1
+    validate_f1: int = 0
+    patience: int = 0
+    max_new_tokens: int | None = None
+    seed: int = 0
+    dtype: str | None = None
+
+    @property
+    def thinking(self) -> bool:
+        return self.train_on == "reasoning"
+
+    def ways(self) -> tuple[tuple[tuple[str, float], ...], float]:
+        """The ways to learn with their weights, and the share of steps on-policy. Raises UserError where `learn` cannot be read."""
+        weights: list[tuple[str, float]] = []
+        for part in self.learn.split(","):
+            name, given, weight = part.strip().partition("=")
+            try:
+                weights.append((name, float(weight) if given else 1.0))
+            except ValueError:
+                raise UserError(f"--learn {self.learn}: {weight!r} is not a number, write for instance sequence,labels=0.5") from None
+        ways = tuple(pair for pair in weights if pair != ("on-policy", 1.0))
+        return ways or (("sequence", 1.0),), self.on_policy_fraction if len(ways) < len(weights) else 0.0
+
+    def check(self) -> None:
+        """Raise UserError for what can be said of the settings before anything is read."""
+        truth = self.train_on == "truth"
+        if truth and self.data is None:
+            raise UserError("--train-on truth learns from a data set: name it with --data READER:PATH")
+        if not truth and self.traces is None:
+            raise UserError(f"--train-on {self.train_on} learns from traces: name the folder that harkd.generate wrote with --traces")
+        if truth and self.traces is not None:
+            raise UserError("--train-on truth learns from --data: leave --traces out")
+        if not truth and (self.data is not None or self.limit is not None):
+            raise UserError(f"--train-on {self.train_on} learns from --traces: leave --data and --limit out")
+        ways, on_policy = self.ways()
+        if truth and "labels" in dict(ways):
+            raise UserError("--learn labels learns a teacher's probabilities, which the truth does not have: leave --train-on truth out")
+        if ("logits" in dict(ways) or on_policy > 0) != (self.teacher is not None):
+            what = "--teacher is for --learn logits and on-policy" if self.teacher else f"--learn {self.learn} asks a teacher"
+            raise UserError(f"{what}: {'leave it out' if self.teacher else 'name its model with --teacher'}")
+        if self.teacher_top_k is not None and ("logits" not in dict(ways) or on_policy > 0):
+            raise UserError("--teacher-top-k stores what a teacher says to its own text, for logits alone: leave it or on-policy out")
+        if not 0 < self.lora_alpha < float("inf"):
+            raise UserError(f"--lora-alpha must be above 0, not {self.lora_alpha}")
+        if not 0 <= self.validation < 1:
+            raise UserError(f"--validation must be at least 0 and below 1, not {self.validation}")
+        if not 0 <= self.min_agreement <= 1:
+            raise UserError(f"--min-agreement must be between 0 and 1, not {self.min_agreement}")
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Examples to train and to validate on, their prompt template, the truth of the latter's windows, and (kept, of) traces by class."""
+
+    learn: list[TrainingExample]
+    validate: list[TrainingExample]
+    template: str
+    truth: Truth
+    by_class: Mapping[str, tuple[int, int]]
+
+
+def lessons(settings: TrainSettings, tokenizer: Tokenizer) -> Lessons:
+    """Read traces or windows, select, hold out, tokenise; what is left out is printed. Raises UserError where nothing is left to learn."""
+    from harkd.distill.examples import examples_from_traces, examples_from_truth, template_of
+    from harkd.distill.select import select, yield_table
+    from harkd.distill.traces import read_traces
+
+    counts: Counter[str] = Counter()
+    by_class: Mapping[str, tuple[int, int]] = {}
+    if settings.train_on == "truth":
+        dataset = read(settings.data, settings.options)
+        parts = hold_out(first_windows(dataset, settings.split, settings.limit), settings.validation, settings.seed)
+        learn, validate = (examples_from_truth(dataset.homes, part, tokenizer, counts, rules=settings.rules) for part in parts)
+        truth = {window.id: (dataset.home(window.home).label_names, [event.labels for event in window.events]) for window in parts[1]}
+        template = TEMPLATE_VERSION
+    else:
+        traces = list(read_traces(Path(settings.traces), counts))
+        print(f"what --keep correct would keep of {len(traces)} traces, by --min-agreement:\n{yield_table(traces).text()}")
+        selection = select(traces, settings.keep, settings.min_agreement, settings.cap)
+        by_class = selection.by_class
+        print(f"{selection.summary}; by class: {', '.join(f'{kept} of {of} {label}' for label, (kept, of) in by_class.items())}")
+        if not selection.kept:
+            raise UserError(f"{settings.traces} holds no trace to learn from: {selection.summary}")
+        template = template_of(selection.kept)
+        parts = hold_out(selection.kept, settings.validation, settings.seed)
+        learn, validate = (examples_from_traces(part, tokenizer, settings.train_on, counts) for part in parts)
+        truth = {trace.window: (trace.labels, trace.truth) for trace in parts[1]}
+        if [way for way, _ in settings.ways()[0]] == ["labels"]:
+            counts.update("without the probabilities of a guided answer" for e in (*learn, *validate) if not e.choices)
+            learn, validate = ([example for example in part if example.choices] for part in (learn, validate))
+    for cause, count in counts.items():
+        print(f"{count} left out: {cause}")
+    if not learn:
+        causes = ", ".join(f"{count} {cause}" for cause, count in counts.items())
+        raise UserError(f"there is no example to train on ({causes or 'all are held out for validation'})")
+    return Lessons(learn, validate, template, truth, by_class)
+
+
+def hold_out(items: Iterable[Grouped], fraction: float, seed: int) -> tuple[list[Grouped], list[Grouped]]:
+    """Divide windows or traces into those to train on and those held out: whole groups of recordings, drawn by seed and name.
+
+    round(fraction x groups) are held out, at least one where there are two groups, none for fraction 0.
+    """
+    items = list(items)
+    groups = sorted({item.group for item in items}, key=lambda group: hashlib.sha256(f"{seed}:validation:{group}".encode()).digest())
+    count = min(max(1, round(fraction * len(groups))), len(groups) - 1) if fraction else 0
+    held_out = set(groups[:count])
+    return [item for item in items if item.group not in held_out], [item for item in items if item.group in held_out]
