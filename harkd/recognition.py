@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from harkd.errors import UserError
@@ -52,17 +56,43 @@ def check_fit(model: str, requests: Iterable[Request], machine: Machine) -> None
         intake.open(asked)
 
 
+@contextmanager
+def _until_interrupted() -> Iterator[list[int]]:
+    """A list that a first SIGINT fills, to let what runs end; the second stops at once, as ever."""
+    noted: list[int] = []
+    if current_thread() is not main_thread():  # only that one may say what a signal does
+        yield noted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, before)
+        print("interrupted: what was begun is finished; interrupt again to stop at once", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def completions(generator: Generator, asked: Iterable[tuple[Window, Request]]) -> Iterator[tuple[Window, Completion]]:
-    """Each window with a completion, as they are finished."""
+    """Each window with a completion, as they are finished. Interrupted, it begins no more, and raises KeyboardInterrupt behind the last."""
     windows: dict[tuple[str, int], Window] = {}  # those whose completions are on their way
+    with _until_interrupted() as interrupted:
 
-    def requests() -> Iterator[Request]:
-        for window, request in asked:
-            windows[request.window, request.sample] = window
-            yield request
+        def requests() -> Iterator[Request]:
+            for window, request in asked:
+                if interrupted:
+                    return
+                windows[request.window, request.sample] = window
+                yield request
 
-    for done in generator.generate(requests()):
-        yield windows.pop((done.request.window, done.request.sample)), done
+        for done in generator.generate(requests()):
+            yield windows.pop((done.request.window, done.request.sample)), done
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)

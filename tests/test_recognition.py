@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from datetime import datetime, timedelta
 from itertools import count
 from types import SimpleNamespace
@@ -16,7 +19,7 @@ from harkd.homes.events import Event, Home, Label, Window
 from harkd.homes.prompt import prompt
 from harkd.qwen3.template import chat, split_completion
 from harkd.qwen3.tokenizer import Tokenizer, read_tokenizer
-from harkd.recognition import first_windows, read_answer, request, reread
+from harkd.recognition import completions, first_windows, probabilities, read_answer, request, reread
 from harkd.sampling.request import Sampling
 from tests.tiny import tiny_tokenizer
 
@@ -143,3 +146,44 @@ def test_a_stored_prediction_is_read_again_with_labels_normalised():
     assert reread(record, labels) == ("COOKING", "Watching TV", None)
     assert reread({**record, "finish_reason": "length"}, labels) == (None,) * 3
     assert reread({"truth": [[]], "answer": ["cooking"]}, labels) == ["cooking"]
+
+
+class Slow:
+    """Finishes requests three at a time, in their order."""
+
+    def generate(self, requests):
+        running = []
+        while running or not running:
+            while len(running) < 3 and (one := next(requests, None)):
+                running.append(one)
+            if not running:
+                return
+            yield SimpleNamespace(request=running.pop(0))
+
+
+def test_an_interrupt_lets_what_was_begun_end_and_a_second_one_does_not(capsys):
+    asked = [(window(i), request(HOME, window(i), thinking=False, sampling=Sampling())) for i in range(20)]
+    before = signal.getsignal(signal.SIGINT)
+    assert [done for done, _ in completions(Slow(), asked)] == [window for window, _ in asked]
+    for second in (False, True):
+        done = []
+        with pytest.raises(KeyboardInterrupt):
+            for one, _ in completions(Slow(), asked):
+                done.append(one)
+                if len(done) == 4 or second and len(done) == 5:
+                    os.kill(os.getpid(), signal.SIGINT)
+        assert done == [window for window, _ in asked[: 5 if second else 6]]
+        assert signal.getsignal(signal.SIGINT) is before and "interrupt again to stop at once" in capsys.readouterr().err
+
+
+def test_another_thread_cannot_say_what_a_signal_does():
+    asked, done = [(window(i), request(HOME, window(i), thinking=False, sampling=Sampling())) for i in range(5)], []
+    thread = threading.Thread(target=lambda: done.extend(completions(Slow(), asked)))
+    thread.start()
+    thread.join()
+    assert len(done) == 5
+
+
+def test_probabilities_are_by_label():
+    assert probabilities(SimpleNamespace(probabilities=[{1: 0.25, 0: 2 / 3}, {}]), HOME.label_names) == [{"COOKING": 0.666667, "EATING": 0.25}, {}]
+    assert probabilities(SimpleNamespace(probabilities=None), HOME.label_names) is None

@@ -6,7 +6,7 @@ are in, its last row gives the next one. A sequence that ends gives its pages to
 computed once and its pages are read by all of them.
 
 Pages: while there are enough a sequence takes all that it may come to need, one behind the other. When they run out, these go by and by:
-prefixes that nobody uses, pages that were taken in advance, and the youngest sequence's, which is computed again when there is room.
+pages that were taken in advance, prefixes that nobody uses, and the youngest sequence's, which is computed again when there is room.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harkd.qwen3.cache import Cache
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import Tokenizer
 from harkd.sampling.intake import Intake
-from harkd.sampling.request import Request
+from harkd.sampling.request import Request, Sampling
 from harkd.sampling.sampler import sample, uniform
 from harkd.sampling.sequence import Run, Sequence, pack
 
@@ -142,19 +142,19 @@ class Generator:
                     self._park(next(one for one in reversed(running) if one.pages))
 
     def _allocate(self, tokens: int, spare: int = 0) -> list[int] | None:
-        """Pages for tokens, where that leaves `spare` more free; unused prefixes and pages taken in advance make room."""
+        """Pages for tokens, where that leaves `spare` more free; pages taken in advance and unused prefixes make room."""
         size = self.cache.page_size
         need = -(-tokens // size)
         while (pages := self.cache.allocate((need + spare) * size)) is None:
             unused = next((prefix for prefix in self.prefixes.values() if prefix.pages and not prefix.users), None)
             ahead = next((one for one in self.active if len(one.pages) > -(-len(one.tokens) // size)), None)
-            if unused:
-                self.cache.release(unused.pages)
-                unused.pages, unused.past = [], 0
-            elif ahead:
+            if ahead:
                 keep = -(-len(ahead.tokens) // size)
                 self.cache.release(ahead.pages[keep:])
                 del ahead.pages[keep:]
+            elif unused:
+                self.cache.release(unused.pages)
+                unused.pages, unused.past = [], 0
             else:
                 return None
         self.cache.release(pages[need:])
@@ -177,18 +177,24 @@ class Generator:
                     budget -= count
         try:
             hidden = self.model.hidden(*pack(work, self.cache, self.model.device), self.cache)
+            self._read(work, hidden)
         except RuntimeError as error:
             self._spare_memory(error, sum(work.values()))
-            return
-        ready, row = [], 0
+            for run in running:  # those that were to get a token come again
+                run.past -= run.past == len(run.tokens) and not run.given
+
+    def _read(self, work: dict[Run, int], hidden: Tensor) -> None:
+        """Book what a step computed, and let those whose tokens are all in go on."""
+        alike: dict[tuple[Sampling, bool], list[tuple[Sequence, int]]] = {}  # sequences to be drawn for together, with their last rows
+        row = 0
         for run, count in work.items():
             if isinstance(run, Sequence) and run.given:
                 self._judge(run, hidden[row : row + count])
             run.past, row = run.past + count, row + count
             if isinstance(run, Sequence) and not run.given and run.past == len(run.tokens):
-                ready.append((run, row - 1))
-        for how in dict.fromkeys((one.request.sampling, one.walk is None) for one, _ in ready):
-            self._write([(one, row) for one, row in ready if (one.request.sampling, one.walk is None) == how], hidden)
+                alike.setdefault((run.request.sampling, run.walk is None), []).append((run, row - 1))
+        for ready in alike.values():
+            self._write(ready, hidden)
 
     def _spare_memory(self, error: RuntimeError, tokens: int) -> None:
         """Halve the budget where a step of so many tokens found no memory; any other error is raised."""
