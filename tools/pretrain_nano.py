@@ -4,11 +4,10 @@
 
 1. A byte-level BPE tokenizer with Qwen3's split and special tokens, from the prompts and answers of the first homes of family P, which
    have few words, and from MARBLE's prompt and the text of the licence, so that other homes' words do not fall to pieces.
-2. Two corpora: --homes homes of P, --windows windows of each, with their true answers behind a short thought made from the truth or, one
-   time in four, alone; and --more homes, half of whose windows are events from all over a day. There each event belongs to another
-   activity than the one before, whose label stands in the list of the home alone: it is there that a model learns to look it up.
-3. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, on one corpus and then on the other,
-   each home once.
+2. The corpus: --homes homes of P, --windows windows of each, with their true answers behind a short thought made from the truth or, one
+   time in four, alone. Half of the windows are events from all over a day, each of which belongs to another activity than the one
+   before: it is there that a model learns to look labels up in the list of the home.
+3. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, each home once.
 
 Each model is written as a Hugging Face folder, its tensors in bfloat16; `tools/results/` keeps the log. No home of families D and T is
 ever seen.
@@ -19,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -89,22 +88,21 @@ def scattered(day: Recording, name: str, rng: Random) -> Window:
     return Window(f"{day.home.name}/{day.id}/{name}", day.home.name, day.group, day.id, tuple(telling[i] for i in chosen))
 
 
-def lessons(number: int, windows: int, scatter: bool = False) -> Iterator[tuple[Home, Window, list[dict[str, str]], bool]]:
+def lessons(number: int, windows: int) -> Iterator[tuple[Home, Window, list[dict[str, str]], bool]]:
     """(home, window, messages with the true answer, with reasoning?) of windows drawn from home P`number`, half of them scattered ones."""
     rng = Random(f"lessons {number}")
     dataset = read(f"simulated:P{number}")
     days = rng.sample(list(dataset.recordings()), 4)
     found = [window for day in days for window in Dataset(dataset.name, dataset.homes, (day,)).windows() if true_answer(window)]
     drawn = rng.sample(found, min(windows, len(found)))
-    if scatter:
-        drawn[::2] = [scattered(days[i % len(days)], f"scattered{i}", rng) for i in range(len(drawn[::2]))]
+    drawn[::2] = [scattered(days[i % len(days)], f"scattered{i}", rng) for i in range(len(drawn[::2]))]
     for window in drawn:
         labels, thinking = true_answer(window), rng.random() < 0.75
         turn = {"role": "assistant", "content": canonical(labels), "reasoning_content": reasoning(window, labels) if thinking else ""}
         yield dataset.homes[0], window, [*prompt(dataset.homes[0], window), turn], thinking
 
 
-def corpus(tokenizer, homes: range, windows: int, scatter: bool = False) -> list[TrainingExample]:
+def corpus(tokenizer, homes: range, windows: int) -> list[TrainingExample]:
     """The examples of several homes.
 
     The events are learnt too, since their words repeat the home's: it is there that a small model learns to copy. Labels of events without
@@ -113,7 +111,7 @@ def corpus(tokenizer, homes: range, windows: int, scatter: bool = False) -> list
     examples = []
     for number in homes:
         prefix: list[int] | None = None
-        for _, window, messages, thinking in lessons(number, windows, scatter):
+        for _, window, messages, thinking in lessons(number, windows):
             spans = label_spans(true_answer(window))
             unscored = [span for span, event in zip(spans, window.events, strict=True) if not event.labels]
             example = render_example(tokenizer, messages, thinking=thinking, unscored=unscored)
@@ -127,8 +125,7 @@ def corpus(tokenizer, homes: range, windows: int, scatter: bool = False) -> list
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--homes", type=int, default=1000)
-    parser.add_argument("--more", type=int, default=700)
+    parser.add_argument("--homes", type=int, default=1800)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--batch-tokens", type=int, default=3072)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -142,12 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     base = args.out / "tokenizer"
     save_tokenizer(train_tokenizer(texts, VOCABULARY), base)
     tokenizer = load_tokenizer(base)
-    held_out = corpus(tokenizer, range(10**6, 10**6 + 12), args.windows)
-    first, more = range(args.homes), range(args.homes, args.homes + args.more)
-    learn = corpus(tokenizer, first, args.windows), corpus(tokenizer, more, args.windows, scatter=True)
-    for part in learn:
-        own, shared = sum(len(example.ids) for example in part), len(part[0].prefix)
-        print(f"{len(part)} examples, {own} own tokens, prefixes of {shared} tokens", file=sys.stderr)
+    learn, held_out = corpus(tokenizer, range(args.homes), args.windows), corpus(tokenizer, range(10**6, 10**6 + 12), args.windows)
+    print(f"{len(learn)} examples, {sum(len(e.ids) for e in learn)} own tokens, prefixes of {len(learn[0].prefix)} tokens", file=sys.stderr)
     settings = LoopSettings(
         lr=args.lr, epochs=1, batch_tokens=args.batch_tokens, seed=args.seed, weight_decay=0.01, warmup_fraction=0.03, eval_every=200,
         save_every=100,
@@ -159,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def pretrain(
-    name: str, vocab_size: int, learn: Sequence[list[TrainingExample]], held_out: list[TrainingExample], settings: LoopSettings, out: Path
+    name: str, vocab_size: int, learn: list[TrainingExample], held_out: list[TrainingExample], settings: LoopSettings, out: Path
 ) -> None:
     """Train one of SIZES from random weights, and write it to `out`/NAME."""
     config = Qwen3Config(vocab_size, *SIZES[name], head_dim=64, rope_theta=1e4, tie_word_embeddings=True, max_position_embeddings=8192)
@@ -167,9 +160,8 @@ def pretrain(
     parameters = dict(model.named_parameters())
     print(f"{name}: {sum(p.numel() for p in parameters.values())} parameters", file=sys.stderr)
     log = lambda record: print(json.dumps(record), flush=True)  # noqa: E731
-    for number, part in enumerate(learn, 1):
-        result = train(model, parameters, part, held_out, settings, out / f"{name}-run{number}", log=log)
-        print(f"{name}, corpus {number}: {result}", file=sys.stderr)
+    result = train(model, parameters, learn, held_out, settings, out / f"{name}-run", log=log)
+    print(f"{name}: {result}", file=sys.stderr)
     save_model(model.to(torch.bfloat16), out / name, out / "tokenizer")
     stored = json.loads((out / name / "config.json").read_text(encoding="utf-8"))
     write_json(out / name / "config.json", {**stored, "torch_dtype": "float32"})  # in which a CPU computes so small a model faster

@@ -2,6 +2,9 @@
 
 A script is a line of steps: `fridge` is used and let go of within seconds, `couch+` begins, `couch-` ends, `20m` passes that many minutes
 (half to one and a half times), `?` behind a step leaves it out half of the time.
+
+The first word of an activity's name tells it from all others, whatever the home calls it: a small model, which reads from left to right,
+finds the name in a list by it.
 """
 
 from __future__ import annotations
@@ -72,27 +75,27 @@ THINGS = {
 
 ACTIVITIES = {
     "wake": Activity(((6.8, 1.0),), ("bed-",), (), ""),  # the end of "sleep", and so labelled
-    "sleep": Activity(((22.8, 1.0),), ("bed+",), ("sleeping", "night sleep", "in bed"), "lies in bed at night until the morning"),
+    "sleep": Activity(((22.8, 1.0),), ("bed+",), ("sleeping", "resting in bed", "bed rest"), "lies in bed at night until the morning"),
     "toilet": Activity(
         ((7.0, 0.9), (11.0, 0.5), (15.0, 0.5), (19.0, 0.6), (22.0, 0.6)),
         ("toilet basin?",),
-        ("using toilet", "toilet visit", "toileting"),
+        ("toileting", "toilet visit", "lavatory use"),
         "uses the toilet, may wash hands behind it",
     ),
     "wash": Activity(
         ((7.2, 0.9), (22.2, 0.7)),
         ("shower+ 6m shower- basin?", "basin+ 2m basin- cabinet?"),
-        ("personal washing", "washing oneself", "body care"),
+        ("showering", "body care", "hygiene"),
         "takes a shower or washes at the basin",
     ),
     "medicine": Activity(
         ((8.3, 0.6), (21.0, 0.6)),
         ("cabinet basin", "cabinet basin cabinet?"),
-        ("taking medicine", "medication", "taking pills"),
+        ("medication", "medicine intake", "pills"),
         "takes pills from the cabinet, then water",
     ),
     "dress": Activity(
-        ((7.6, 0.9), (18.5, 0.4)), ("wardrobe wardrobe? bed?",), ("dressing", "changing clothes", "getting dressed"), "takes clothes out"
+        ((7.6, 0.9), (18.5, 0.4)), ("wardrobe wardrobe? bed?",), ("dressing", "clothes change", "outfit change"), "takes clothes out"
     ),
     "breakfast": Activity(
         ((7.8, 0.95),),
@@ -100,13 +103,13 @@ ACTIVITIES = {
             "kettle+ fridge drawer? cupboard kettle-", "fridge stove+ drawer 4m stove- fridge?",
             "cupboard fridge microwave+ 2m microwave- drawer?",
         ),
-        ("preparing breakfast", "making breakfast", "morning cooking"),
+        ("breakfast preparation", "morning cooking", "early meal preparation"),
         "gets a meal ready in the morning",
     ),
     "lunch": Activity(
         ((12.2, 0.9),),
         ("fridge stove+ cupboard drawer 8m sink? stove-", "fridge cupboard microwave+ 3m microwave- drawer"),
-        ("preparing lunch", "making lunch", "midday cooking"),
+        ("lunch preparation", "midday cooking", "noon meal preparation"),
         "gets a meal ready at midday",
     ),
     "dinner": Activity(
@@ -115,59 +118,59 @@ ACTIVITIES = {
             "fridge cupboard stove+ drawer 9m fridge? stove-", "cupboard stove+ sink 6m drawer stove-",
             "fridge microwave+ 3m drawer microwave-",
         ),
-        ("preparing dinner", "making dinner", "evening cooking"),
+        ("dinner preparation", "evening cooking", "supper preparation"),
         "gets a meal ready in the evening",
     ),
     "drink": Activity(
         ((10.2, 0.7), (16.2, 0.8), (20.6, 0.6)),
         ("kettle+ drawer 2m kettle-", "fridge drawer", "kettle+ cupboard kettle-"),
-        ("having a drink", "making coffee or tea", "grabbing a drink"),
+        ("drinking", "coffee or tea", "beverage preparation"),
         "makes or takes a drink between meals",
     ),
     "eat": Activity(
         ((8.1, 0.9), (12.7, 0.9), (19.1, 0.95)),
         ("chair+ 12m chair-", "chair+ 5m chair- chair+ 6m chair-"),
-        ("eating", "having a meal", "eating at the table"),
+        ("eating", "meal at the table", "dining"),
         "sits at the table and eats",
     ),
     "dishes": Activity(
         ((8.5, 0.6), (13.2, 0.7), (19.6, 0.8)),
         ("sink+ 3m sink- drawer", "sink drawer sink+ 2m sink- drawer?"),
-        ("washing dishes", "doing the dishes", "cleaning up dishes"),
+        ("dishwashing", "washing up", "cleaning dishes"),
         "washes the dishes after a meal and puts them away",
     ),
     "tv": Activity(
         ((13.8, 0.4), (17.4, 0.4), (20.2, 0.9)),
         ("tv+ couch+ 40m couch- tv-", "couch+ tv+ 30m tv- couch-", "tv+ couch+ 15m couch- couch+ 15m couch- tv-"),
-        ("watching TV", "watching television", "TV time"),
+        ("watching television", "television", "TV time"),
         "sits on the couch with the television on",
     ),
     "game": Activity(
         ((14.8, 0.5), (17.0, 0.5), (21.0, 0.4)),
         ("console+ tv+ couch+ 30m couch- console- tv-", "tv+ console+ couch+ 25m console- couch- tv-"),
-        ("playing games", "gaming", "playing video games"),
+        ("gaming", "playing video games", "console games"),
         "plays with the console on the television",
     ),
     "read": Activity(
         ((10.6, 0.4), (15.4, 0.6), (21.4, 0.5)),
         ("lamp+ couch+ 25m couch- lamp-", "couch+ lamp+ 30m lamp- couch-"),
-        ("reading", "reading books", "reading time"),
+        ("reading", "book reading", "literature"),
         "sits on the couch under the lamp",
     ),
     "work": Activity(
         ((9.2, 0.7), (13.6, 0.6), (16.6, 0.3)),
         ("desk+ computer+ 60m desk- desk+ 30m computer- desk-", "computer+ desk+ 50m desk- computer-"),
-        ("working at the computer", "using PC", "desk work"),
+        ("working at the computer", "PC work", "desk work"),
         "sits at the desk",
     ),
     "leave": Activity(
         ((8.9, 0.5), (15.6, 0.4)),
         ("coats door",),
-        ("leaving home", "going out", "leaving the house"),
+        ("leaving home", "going out", "exit"),
         "takes a coat, then goes out of the door",
     ),
     "enter": Activity(  # whenever somebody who left comes back
-        (), ("door coats",), ("coming home", "entering home", "coming back"), "comes in at the door, then puts the coat away"
+        (), ("door coats",), ("entering home", "coming back", "arrival"), "comes in at the door, then puts the coat away"
     ),
 }
 
