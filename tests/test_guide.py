@@ -177,6 +177,18 @@ def test_free_text_is_made_to_close_its_thought_if_it_has_begun_one(tiny, monkey
     assert "</think>" not in done.text and done.finish_reason == "length"
 
 
+def test_a_window_without_events_and_a_label_that_nfc_changes(tiny):
+    for labels in (LABELS, ("COOKING",)):
+        events = 0 if labels is LABELS else 3
+        asked = [guided("w", "x", events, labels=labels), guided("v", "x", events, replace(ROOM, max_thinking=5), labels=labels, thinking=True)]
+        done = {c.request.window: c for c in generator(tiny).generate(asked)}
+        assert done["w"].text == canonical(labels[:1] * events) and split_completion(done["v"].text)[1] == done["w"].text
+        assert done["w"].probabilities == done["v"].probabilities == [{0: 1.0}] * events and done["v"].finish_reason == "stop"
+    labels = ("cafe\u0301", "caf")
+    (done,) = generator(tiny).generate([guided("w", "x", 4, WARM, labels=labels)])
+    assert parse_answer(done.text, 4, labels).causes == {} and set(done.probabilities[0]) == {0, 1}
+
+
 def test_an_answer_that_cannot_end_is_refused(tiny):
     longest = compile_guide(tiny.tokenizer.encode, shape(2)).longest
     for asked in (guided("w", "x", 2, replace(ROOM, max_new_tokens=longest - 1)), guided("w", "x", 2, replace(ROOM, max_new_tokens=longest + 4), thinking=True)):
