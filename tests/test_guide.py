@@ -66,6 +66,25 @@ def test_any_labels_at_all(tokenizer, labels, rng):
         assert written(tokenizer, tuple(labels), chosen) == tokenizer.encode(canonical(chosen))
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_probabilities_are_products_along_the_way(exact):
+    """Five options by the letter, one the beginning of the next: three branches in a row, each with a quarter for going on."""
+    walk = Walk(compile_guide(lambda text: list(map(ord, text)), ('["', ("A", "AB", "ABC", "X", "XY"), '"]')), exact)
+    at = len('["')
+    for token in "ABC":
+        assert walk.forced() == [] and ord(token) in walk.node.children
+        rest = 0.75 / (len(walk.node.children) - 1)
+        walk.take(ord(token), {other: 0.25 if other == ord(token) else rest for other in walk.node.children}, at)
+        at += 1
+    assert walk.forced() == list(map(ord, '"]')) and walk.node is None
+    followed = {0: 0.25 * 0.75, 1: 0.25**2 * 0.75, 2: 0.25**3}
+    assert walk.probabilities == [pytest.approx(followed)]
+    assert [(fork.at, fork.tokens, fork.p) for fork in walk.forks] == ([(2, [ord("X")], 0.75)] if exact else [])
+    if exact:
+        walk.see_fork({ord('"'): 0.1, ord("Y"): 0.9})
+        assert walk.probabilities == [pytest.approx({**followed, 3: 0.075, 4: 0.675})] and not walk.forks
+
+
 @pytest.mark.parametrize("sampling", [ROOM, WARM, replace(WARM, seed=5)], ids=["greedy", "warm", "warm too"])
 def test_every_branch_is_what_the_model_says_by_hand(tiny, sampling):
     for text, events in (("fridge opened", 3), ("stove on", 2)):
