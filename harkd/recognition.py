@@ -60,10 +60,10 @@ def check_fit(model: str, requests: Iterable[Request], machine: Machine) -> None
 def _until_interrupted() -> Iterator[list[int]]:
     """A list that a first SIGINT fills, to let what runs end; the second stops at once, as ever."""
     noted: list[int] = []
-    if current_thread() is not main_thread():  # only that one may say what a signal does
+    before = signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or before in (signal.SIG_IGN, None):  # who may not say what a signal does, or does not hear it
         yield noted
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: Any) -> None:
         noted.append(number)

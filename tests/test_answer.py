@@ -189,3 +189,11 @@ def test_a_window_stands_for_its_number_of_events():
     event = Event(0, datetime(2020, 1, 1), "fridge", "kitchen", "opened")
     window = Window("w", "h", "g", "r", (event, event))
     assert parse_answer(GOOD, window, LABELS).labels == ("COOKING", "EATING")
+
+
+def test_a_label_is_the_same_composed_or_not():
+    """A tokenizer turns text into NFC, so that no model can write the other form."""
+    decomposed = "cafe\u0301"
+    for labels, written in (((decomposed,), "caf\u00e9"), (("caf\u00e9",), decomposed), ((decomposed,), decomposed)):
+        answer = parse_answer(canonical([written]), 1, labels)
+        assert answer.labels == labels and answer.causes == {}

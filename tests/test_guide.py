@@ -66,6 +66,25 @@ def test_any_labels_at_all(tokenizer, labels, rng):
         assert written(tokenizer, tuple(labels), chosen) == tokenizer.encode(canonical(chosen))
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_probabilities_are_products_along_the_way(exact):
+    """Five options by the letter, one the beginning of the next: three branches in a row, each with a quarter for going on."""
+    walk = Walk(compile_guide(lambda text: list(map(ord, text)), ('["', ("A", "AB", "ABC", "X", "XY"), '"]')), exact)
+    at = len('["')
+    for token in "ABC":
+        assert walk.forced() == [] and ord(token) in walk.node.children
+        rest = 0.75 / (len(walk.node.children) - 1)
+        walk.take(ord(token), {other: 0.25 if other == ord(token) else rest for other in walk.node.children}, at)
+        at += 1
+    assert walk.forced() == list(map(ord, '"]')) and walk.node is None
+    followed = {0: 0.25 * 0.75, 1: 0.25**2 * 0.75, 2: 0.25**3}
+    assert walk.probabilities == [pytest.approx(followed)]
+    assert [(fork.at, fork.tokens, fork.p) for fork in walk.forks] == ([(2, [ord("X")], 0.75)] if exact else [])
+    if exact:
+        walk.see_fork({ord('"'): 0.1, ord("Y"): 0.9})
+        assert walk.probabilities == [pytest.approx({**followed, 3: 0.075, 4: 0.675})] and not walk.forks
+
+
 @pytest.mark.parametrize("sampling", [ROOM, WARM, replace(WARM, seed=5)], ids=["greedy", "warm", "warm too"])
 def test_every_branch_is_what_the_model_says_by_hand(tiny, sampling):
     for text, events in (("fridge opened", 3), ("stove on", 2)):
@@ -175,6 +194,18 @@ def test_free_text_is_made_to_close_its_thought_if_it_has_begun_one(tiny, monkey
     calls.clear()  # no room to answer: the text is cut off as it would be
     (done,) = generator(tiny).generate([replace(asked, sampling=replace(asked.sampling, max_new_tokens=9))])
     assert "</think>" not in done.text and done.finish_reason == "length"
+
+
+def test_a_window_without_events_and_a_label_that_nfc_changes(tiny):
+    for labels in (LABELS, ("COOKING",)):
+        events = 0 if labels is LABELS else 3
+        asked = [guided("w", "x", events, labels=labels), guided("v", "x", events, replace(ROOM, max_thinking=5), labels=labels, thinking=True)]
+        done = {c.request.window: c for c in generator(tiny).generate(asked)}
+        assert done["w"].text == canonical(labels[:1] * events) and split_completion(done["v"].text)[1] == done["w"].text
+        assert done["w"].probabilities == done["v"].probabilities == [{0: 1.0}] * events and done["v"].finish_reason == "stop"
+    labels = ("cafe\u0301", "caf")
+    (done,) = generator(tiny).generate([guided("w", "x", 4, WARM, labels=labels)])
+    assert parse_answer(done.text, 4, labels).causes == {} and set(done.probabilities[0]) == {0, 1}
 
 
 def test_an_answer_that_cannot_end_is_refused(tiny):

@@ -161,7 +161,15 @@ class Slow:
             yield SimpleNamespace(request=running.pop(0))
 
 
-def test_an_interrupt_lets_what_was_begun_end_and_a_second_one_does_not(capsys):
+@pytest.fixture
+def heard():
+    """SIGINT as Python handles it, which a process in the background does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_lets_what_was_begun_end_and_a_second_one_does_not(heard, capsys):
     asked = [(window(i), request(HOME, window(i), thinking=False, sampling=Sampling())) for i in range(20)]
     before = signal.getsignal(signal.SIGINT)
     assert [done for done, _ in completions(Slow(), asked)] == [window for window, _ in asked]
@@ -174,6 +182,12 @@ def test_an_interrupt_lets_what_was_begun_end_and_a_second_one_does_not(capsys):
                     os.kill(os.getpid(), signal.SIGINT)
         assert done == [window for window, _ in asked[: 5 if second else 6]]
         assert signal.getsignal(signal.SIGINT) is before and "interrupt again to stop at once" in capsys.readouterr().err
+
+
+def test_an_interrupt_that_is_not_heard_stays_so(heard):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asked = [(window(i), request(HOME, window(i), thinking=False, sampling=Sampling())) for i in range(5)]
+    assert len([os.kill(os.getpid(), signal.SIGINT) for _ in completions(Slow(), asked)]) == 5
 
 
 def test_another_thread_cannot_say_what_a_signal_does():

@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     own, memory = sum(map(len, owns)), peak_memory()["cpu"]
     one_window, one_step = products(model, own // len(owns), False) * len(owns), products(model, own, False)
     bare, rows = min(one_window, one_step), products(model, args.batch, True)
-    print(f"{len(asked)} windows, prefix {len(prefix)}, own {own / len(owns):.0f}, answers {answer} tokens; {torch.get_num_threads()} threads")
+    print(f"{len(asked)} windows, prefix {len(prefix)}, own {own / len(owns):.0f}, answers {answer}; {torch.get_num_threads()} threads")
     print(f"harkd: prefix and first window {first:.1f} s; prefill {own / prefill:.0f} tokens/s (bare products {own / bare:.0f})")
     print(f"harkd: step of {args.batch} {1e3 * step:.0f} ms (bare products {1e3 * rows:.0f}), {args.batch / step:.1f} tokens/s")
     print(f"harkd: guided {guided:.1f} s, {len(asked) / guided:.3f} windows/s; free {text:.1f} s; {args.new} tokens {short:.1f} s")
@@ -119,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"transformers: {answer} tokens, whole prompts {whole:.1f} s, behind the prefix {behind:.1f} s")
     ratios = {
         "prefill_to_products": bare / prefill, "decode_to_products": rows / step, "guided_to_transformers": whole / guided,
-        "guided_to_transformers_prefix": behind / guided, "free_to_transformers": whole / text, "free_to_transformers_prefix": behind / text,
+        "guided_to_transformers_prefix": behind / guided, "free_to_transformers": whole / text,
+        "free_to_transformers_prefix": behind / text,
     }  # fmt: skip
     print(json.dumps({"ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}}))
     return 0

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 from harkd.homes.events import Window
 
@@ -141,8 +142,9 @@ def _match_label(activity: Any, labels: Sequence[str], normalise: bool) -> tuple
     """(label on offer or None, cause or "")."""
     if not isinstance(activity, str):
         return None, "no_activity"
-    if activity in labels:
-        return activity, ""
+    same = [label for label in labels if normalize("NFC", label) == normalize("NFC", activity)]  # which is all that a tokenizer tells apart
+    if same:
+        return activity if activity in same else same[0], ""
     alike = [label for label in labels if _squash(label) == _squash(activity)]
     if normalise and len(alike) == 1:
         return alike[0], "normalised"

@@ -1,7 +1,8 @@
-"""The shape of a dense Qwen3, read from Hugging Face's config.json field by field.
+"""The shape of a Qwen3, dense or a mixture of experts, read from Hugging Face's config.json field by field.
 
 A field that would change the computation and is not supported here is refused by its name; a field that is not known is refused too unless
-it is empty, because nobody can say that it changes nothing. Source of the fields: config.json of Qwen3-0.6B to 32B.
+it is empty, because nobody can say that it changes nothing. Source of the fields: config.json of Qwen3-0.6B to 32B, 30B-A3B and
+235B-A22B.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from harkd.errors import UserError
 
@@ -22,6 +23,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class Qwen3Config:
     """Sizes of a dense Qwen3; the names are those of config.json."""
 
+    model_type: ClassVar[str] = "qwen3"
+    architecture: ClassVar[str] = "Qwen3ForCausalLM"
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -38,7 +41,20 @@ class Qwen3Config:
     def to_dict(self) -> dict[str, Any]:
         """The fields of a config.json that transformers, vLLM and harkd read."""
         fields = {name: value for name, value in vars(self).items() if name != "dtype"}
-        return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **fields, **_FIXED_ON_EXPORT, "torch_dtype": self.dtype}
+        what = {"architectures": [self.architecture], "model_type": self.model_type}
+        return {**what, **fields, **_FIXED_ON_EXPORT, "torch_dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class Qwen3MoeConfig(Qwen3Config):
+    """Sizes of a Qwen3 whose layers have experts in place of an MLP: qwen3/mlp.py."""
+
+    model_type: ClassVar[str] = "qwen3_moe"
+    architecture: ClassVar[str] = "Qwen3MoeForCausalLM"
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0  # the width of one expert
+    norm_topk_prob: bool = False  # whether the weights of a token's experts sum to 1
 
 
 _FIXED_ON_EXPORT = {
@@ -48,11 +64,12 @@ _FIXED_ON_EXPORT = {
 _REQUIRED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
 )  # fmt: skip
+_REQUIRED_MOE = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 _OPTIONAL = {"rms_norm_eps": float, "max_position_embeddings": int, "tie_word_embeddings": bool}
 # fields that must have these values, where they are given
 _DEMANDED = {
     "hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,), "rope_scaling": (None,),
-    "attention_dropout": (0, None),
+    "attention_dropout": (0, None), "decoder_sparse_step": (1,), "mlp_only_layers": ([], None),
 }  # fmt: skip
 # fields that change nothing that is computed here
 _IGNORED = {
@@ -60,6 +77,7 @@ _IGNORED = {
     "initializer_range", "max_window_layers", "sliding_window", "layer_types", "bos_token_id", "eos_token_id", "pad_token_id",
     "chunk_size_feed_forward", "is_encoder_decoder", "output_attentions", "output_hidden_states",
     "return_dict", "id2label", "label2id", "problem_type", "_name_or_path", "tokenizer_class", "is_decoder",
+    "router_aux_loss_coef",
 }  # fmt: skip
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -80,26 +98,33 @@ def read_config(folder: Path) -> Qwen3Config:
 
 def check_config(fields: Mapping[str, Any], source: Path | str) -> Qwen3Config:
     """Turn the fields of a config.json into a Qwen3Config. Raises UserError that names `source` and the field that is not supported."""
-    if fields.get("model_type") != "qwen3":
-        raise UserError(f"{source} describes a model of type {fields.get('model_type')!r}, and harkd runs the dense 'qwen3' alone")
+    kind = {cls.model_type: cls for cls in (Qwen3Config, Qwen3MoeConfig)}.get(str(fields.get("model_type")))
+    if kind is None:
+        raise UserError(f"{source} describes a model of type {fields.get('model_type')!r}, and harkd runs 'qwen3' and 'qwen3_moe' alone")
+    required, optional = _REQUIRED, _OPTIONAL
+    if kind is Qwen3MoeConfig:
+        required, optional = (*_REQUIRED, *_REQUIRED_MOE), {**_OPTIONAL, "norm_topk_prob": bool}
+        fields = {"num_experts": fields.get("num_local_experts"), **fields}  # as transformers 5 writes it
     for name, allowed in _DEMANDED.items():
         if name in fields and fields[name] not in allowed:
             raise UserError(f"{source}: {name} = {fields[name]!r} is not supported (only {allowed[0]!r})")
     layer_types = fields.get("layer_types") or []
     if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
         raise UserError(f"{source}: layer_types other than 'full_attention' are not supported")
-    known = {*_REQUIRED, *_OPTIONAL, *_DEMANDED, *_IGNORED}
+    known = {*required, *optional, *_DEMANDED, *_IGNORED, *(["num_local_experts"] if kind is Qwen3MoeConfig else [])}
     for name, value in fields.items():
         if name not in known and value not in (None, False, 0, [], {}, ""):
             raise UserError(f"{source}: the field {name!r} is not known to harkd, so it cannot say what it would change")
-    config = Qwen3Config(
-        **{name: _positive_int(fields, name, source) for name in _REQUIRED},
-        **{name: _of_type(fields, name, kind, source) for name, kind in _OPTIONAL.items() if name in fields},
+    config = kind(
+        **{name: _positive_int(fields, name, source) for name in required},
+        **{name: _of_type(fields, name, type_, source) for name, type_ in optional.items() if name in fields},
         rope_theta=_rope_theta(fields, source),
         dtype=_dtype(fields, source),
     )
     if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
         raise UserError(f"{source}: attention heads must be a multiple of key/value heads, and head_dim even")
+    if isinstance(config, Qwen3MoeConfig) and config.num_experts_per_tok > config.num_experts:
+        raise UserError(f"{source}: num_experts_per_tok must be at most num_experts ({config.num_experts})")
     return config
 
 

@@ -109,6 +109,8 @@ def fingerprint(model: Qwen3) -> str:
     """16 hex digits that tell one base model from another: of its sizes and of the signs of some of its weights, which no dtype changes."""
     digest = hashlib.sha256(json.dumps({**model.config.to_dict(), "torch_dtype": None}, sort_keys=True).encode())
     layer = model.model.layers[-1]
+    if not hasattr(layer.mlp, "down_proj"):
+        raise UserError("adapters are for dense models: one with experts can be a teacher, and no student")
     for weight in (model.model.embed_tokens.weight, layer.self_attn.q_proj.weight, layer.mlp.down_proj.weight):
         digest.update(torch.signbit(weight.detach()[:64]).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

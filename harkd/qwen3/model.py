@@ -1,4 +1,4 @@
-"""Qwen3, dense, 0.6B to 32B, over packed tokens.
+"""Qwen3, dense (0.6B to 32B) or with experts (30B-A3B, 235B-A22B: qwen3/mlp.py), over packed tokens.
 
     h = embed(ids)                                                    [T, C]
     for each layer:  h += o(attention(rope(norm(q(x))), rope(norm(k(x))), v(x)))     x = norm(h)
@@ -25,10 +25,10 @@ from harkd.kernels.attention import CacheLayer, Sequences, attention
 from harkd.kernels.loss import cross_entropy
 from harkd.kernels.rms_norm import add_rms_norm, rms_norm
 from harkd.kernels.rope import norm_rope, rotary
-from harkd.kernels.swiglu import swiglu
 from harkd.qwen3.cache import Cache
-from harkd.qwen3.config import Qwen3Config
+from harkd.qwen3.config import Qwen3Config, Qwen3MoeConfig
 from harkd.qwen3.linear import Linear, project
+from harkd.qwen3.mlp import MLP, Experts
 
 
 class RMSNorm(nn.Module):
@@ -71,27 +71,14 @@ class Attention(nn.Module):
         return project(out.flatten(1), [self.o_proj], backend)[0]  # [T, C]
 
 
-class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
-
-    def __init__(self, config: Qwen3Config) -> None:
-        super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x: Tensor, backend: str) -> Tensor:
-        gate, up = project(x, (self.gate_proj, self.up_proj), backend)
-        return project(swiglu(gate, up, backend), [self.down_proj], backend)[0]
-
-
 class Layer(nn.Module):
-    """One decoder layer's parts: attention and MLP, each with the norm before it."""
+    """One decoder layer's parts: attention and MLP or experts, each with the norm before it."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
         self.self_attn = Attention(config)
-        self.mlp = MLP(config)
+        experts = isinstance(config, Qwen3MoeConfig)
+        self.mlp = Experts(config) if experts else MLP(config.hidden_size, config.intermediate_size)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -107,7 +94,7 @@ class Decoder(nn.Module):
 
 
 class Qwen3(nn.Module):
-    """A dense Qwen3 with its head.
+    """A Qwen3 with its head.
 
     Built with `torch.device("meta")` and filled by `harkd.load_model`, or drawn at random by `initialise`.
     """

@@ -93,9 +93,11 @@ class Generator:
                     running.append(first)
                     first = _next(waiting, mistakes)
                 self._make_room(running)
-                if not any(sequence.pages for sequence in running):
+                ready = [sequence for sequence in running if sequence.pages and not sequence.ended]
+                if ready:
+                    self._step(ready)
+                elif not any(sequence.ended for sequence in running):  # as an answer without any choice has from the start
                     raise UserError(f"the request {(running or [first])[0].request.window!r} finds no room: other iterators hold the cache")
-                self._step([sequence for sequence in running if sequence.pages])
                 ended = [sequence for sequence in running if sequence.ended]
                 running = [sequence for sequence in running if not sequence.ended]
                 for sequence in ended:
