@@ -80,7 +80,7 @@ def test_a_soak(stopping, monkeypatch):
     soak(stopping, monkeypatch, 200)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_long_soak(stopping, monkeypatch):
     soak(stopping, monkeypatch, 5000)
 
