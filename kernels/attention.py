@@ -112,8 +112,10 @@ def attention(
     Args: q [T, H, D]; k, v [T, K, D]; cache_layer: this layer's pages, where `sequences` has tables and slots; backend: "auto", "torch" or
     "triton", see `use_triton`; "auto" leaves to the reference what the kernels do not serve or serve slowly.
     Returns [T, H, D] in q's dtype. Differentiable in q, k and v where there is no cache.
-    Raises ValueError where "triton" cannot be had.
+    Raises ValueError where "triton" cannot be had, and where H is no multiple of K.
     """
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
     if use_triton(backend, q, k, v) and _served(q, backend):
         from harkd.kernels import cached_attention, packed_attention  # here, since they import triton
 

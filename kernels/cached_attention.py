@@ -150,8 +150,17 @@ def _join(
     tl.store(out_ptr + at * D + dims, (out / total).to(out_ptr.dtype.element_ty))
 
 
+def _check(cache_layer: CacheLayer) -> None:
+    if not all(pages.is_contiguous() for pages in cache_layer):
+        raise ValueError("the cache's keys and values must each be contiguous [pages, P, K, D]")
+
+
 def store(k: Tensor, v: Tensor, slots: Tensor, cache_layer: CacheLayer) -> None:
-    """Write new keys and values [T, K, D] to their int64 slots [T] in the cache; a negative slot is skipped."""
+    """Write new keys and values [T, K, D] to their int64 slots [T] in the cache; a negative slot is skipped.
+
+    Raises ValueError where the cache is a view of something wider.
+    """
+    _check(cache_layer)
     tokens, heads, dim = k.shape
     k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (k, v))
     if tokens:
@@ -163,8 +172,9 @@ def cached_attention(q: Tensor, sequences: Sequences, cache_layer: CacheLayer) -
     """Attention of T packed new tokens, whose keys and values are in the cache already.
 
     Args: q [T, H, D], D a power of two from 16 to 128; `sequences` with a block table; cache_layer contiguous.
-    Returns [T, H, D]; rows beyond the last sequence are left unwritten. Not differentiable.
+    Returns [T, H, D]; rows beyond the last sequence are left unwritten. Not differentiable. Raises ValueError for a cache that is not.
     """
+    _check(cache_layer)
     heads, (_, page, kv_heads, dim) = q.shape[1], cache_layer.keys.shape
     q = q if q.stride(2) == 1 else q.contiguous()
     out, group, least = torch.empty(q.shape, dtype=q.dtype, device=q.device), heads // kv_heads, 1

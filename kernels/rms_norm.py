@@ -41,5 +41,6 @@ def add_rms_norm(hidden: Tensor, x: Tensor, weight: Tensor, eps: float, backend:
     if use_triton(backend, hidden, x, weight):
         from harkd.kernels.rms_norm_triton import RMSNorm
 
-        return RMSNorm.apply(x, hidden, weight, eps)
+        dtype = torch.promote_types(hidden.dtype, x.dtype)
+        return RMSNorm.apply(x.to(dtype), hidden.to(dtype), weight, eps)
     return add_rms_norm_reference(hidden, x, weight, eps)

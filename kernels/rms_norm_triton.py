@@ -75,7 +75,7 @@ class RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, hidden: Tensor | None, weight: Tensor, eps: float) -> Any:
         """Keeps h, which is x itself where nothing is added."""
         add, size = hidden is not None, x.shape[-1]
-        x, rows = x.contiguous(), x.numel() // size
+        x, weight, rows = x.contiguous(), weight.contiguous(), x.numel() // size
         hidden = hidden.contiguous() if add else x
         h = torch.empty_like(x) if add else x
         y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, weight.dtype))

@@ -7,6 +7,7 @@ order.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -104,7 +105,9 @@ class NormRope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Any:
         q, k, cos, sin = _packed_heads(q), _packed_heads(k), cos.contiguous(), sin.contiguous()
-        outputs = [x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype)) for x, weight in ((q, q_weight), (k, k_weight))]
+        q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
+        dtypes = (reduce(torch.promote_types, (x.dtype, weight.dtype, cos.dtype)) for x, weight in ((q, q_weight), (k, k_weight)))
+        outputs = [x.new_empty(x.shape, dtype=dtype) for x, dtype in zip((q, k), dtypes, strict=True)]
         q_blocks, k_blocks, constants = _launch(q, k)
         sizes = len(q), q.shape[1], k.shape[1], q.stride(0), k.stride(0), eps
         _forward[(q_blocks + k_blocks,)](q, k, q_weight, k_weight, cos, sin, *outputs, *sizes, **constants)

@@ -21,7 +21,10 @@ def swiglu_reference(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def swiglu(gate: Tensor, up: Tensor, backend: str = "auto") -> Tensor:
-    """silu(gate) * up [T, F] of two tensors [T, F] of one dtype. They may be columns of a wider tensor; differentiable in both."""
+    """silu(gate) * up [T, F] of two tensors [T, F] of one dtype. They may be columns of a wider tensor; differentiable in both.
+
+    Raises ValueError where the kernel cannot take them.
+    """
     if use_triton(backend, gate, up):
         from harkd.kernels.swiglu_triton import SwiGLU
 

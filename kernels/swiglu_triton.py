@@ -51,6 +51,8 @@ def _launch(x: Tensor) -> tuple[tuple[int], dict[str, int]]:
 class SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        if gate.dim() != 2 or gate.shape != up.shape or gate.dtype != up.dtype:
+            raise ValueError(f"gate and up are [T, F] in one dtype, not {gate.dtype} {list(gate.shape)} and {up.dtype} {list(up.shape)}")
         gate, up = (x if x.stride(1) == 1 else x.contiguous() for x in (gate, up))
         y = gate.new_empty(gate.shape)
         grid, constants = _launch(gate)

@@ -18,7 +18,7 @@ multiple of 16. Arguments not in the signature are constants (also an argument w
 `wide` is how many pointers at least are moved by 64 bits: those that reach rows beyond 2^31 elements.
 
 All cases of a list are compiled in one child process without TRITON_INTERPRET, since under it @triton.jit gives no kernel that compiles, and
-without a cache. A case fails on an error, on a register that is spilled, on more shared memory than the chip has, and, where `matrix` is
+without a cache. A case fails on an error, on an atomic operation, on a register that is spilled, on more shared memory than the chip has, and, where `matrix` is
 set, on sm_90 code without wgmma. The ordinary suite compiles for sm_90, `-m slow` for the others.
 """
 
@@ -132,6 +132,8 @@ def _result(case: dict, target: str) -> dict:
     result |= {"shared": shared, "spills": spilled, "registers": max(map(int, registers)), "wgmma": wgmma}
     if spilled:
         result["error"] = f"spills {spilled}"
+    elif "tt.atomic" in compiled.asm["ttir"]:
+        result["error"] = "atomics, which add up in no fixed order"
     elif shared > limit:
         result["error"] = f"{shared} bytes of shared memory, the chip has {limit}"
     elif len(re.findall(r"tt\.addptr .*, (?:tensor<[0-9x]+)?i64", compiled.asm["ttir"])) < case["wide"]:

@@ -126,6 +126,15 @@ def test_store_writes_its_slots_and_no_others():
     store(k[:0], v[:0], torch.tensor([], dtype=torch.int64), layer)
 
 
+def test_a_cache_that_is_a_view_is_refused():
+    both = torch.zeros(4, 2, 2, 3, 16)  # keys and values side by side, as in some engines
+    layer, k = CacheLayer(both[:, 0], both[:, 1]), torch.randn(1, 3, 16)
+    with pytest.raises(ValueError, match="must each be contiguous"):
+        store(k, k, torch.tensor([0]), layer)
+    with pytest.raises(ValueError, match="must each be contiguous"):
+        cached_attention(k, replace(Sequences.packed([1]), block_table=torch.zeros(1, 1, dtype=torch.int32)), layer)
+
+
 def test_places_beyond_two_to_the_31():
     """A cache of 4.3 GB each for keys and values, of which two pages are ever touched."""
     pages = 2**31 // (32 * 16) + 8

@@ -16,13 +16,15 @@ TINY = gpu_kernels.Setting(
     dtype=torch.float32,
     dtypes=(torch.float16,),
     heads=((4, 2),),
-    dim=16,
+    checked=(3, 1),
+    dim=32,
     pack=(2, 10),
     shared=(9, 2, 5),
     ragged=(1, 0, 9),
     batches=(1, 3),
     keys=(5, 20),
     page=8,
+    new=(1, 5, 20),
     layers=(("0.6B", 32, 48, 16, 40),),
     tokens=(9,),
     rank=4,
@@ -93,7 +95,7 @@ def test_baselines_do_the_same_work(name, monkeypatch):
     ours, packed = attention(*qkv, plan), [x.transpose(0, 1)[None] for x in qkv]
     assert torch.allclose(gpu_baselines.flex(plan)(*packed)[0].transpose(0, 1), ours, atol=1e-5)
     if name == "pack":
-        separate = [x.view(2, 10, -1, 16).transpose(1, 2) for x in qkv]
+        separate = [x.view(2, 10, -1, 32).transpose(1, 2) for x in qkv]
         assert torch.allclose(gpu_baselines.flash(*separate).transpose(1, 2).reshape(ours.shape), ours, atol=1e-5)
     for group in gpu_kernels.lora_groups(TINY, *TINY.layers[0][1:], 9):
         n, outputs = len(group.weights), gpu_baselines.addmm_lora(group.weights, 2.0, *group.trained)()

@@ -70,6 +70,23 @@ def test_nobody_reads_what_it_does_not_see(small):
         assert torch.equal(right, wrong)
 
 
+def test_nobody_reads_the_tiles_of_its_future(small):
+    """70 tokens, of which the last six lie on a tile of keys of their own and are NaN: no row before them is touched."""
+    pack = Pack([(70, 0, -1)], [])
+    q, k, v = inputs(pack, 2, 1, 16, torch.float32)
+    k.data[64:], v.data[64:] = float("nan"), float("nan")
+    out = attention(q, k, v, plan(pack), backend="triton")
+    out[:64].square().sum().backward()
+    assert out[64:].isnan().all() and out[:64].isfinite().all() and q.grad[:64].isfinite().all() and q.grad[63].abs().min() > 0
+
+
+def test_heads_that_make_no_groups():
+    q, k = torch.randn(3, 4, 16), torch.randn(3, 3, 16)
+    for backend in ("torch", "triton"):
+        with pytest.raises(ValueError, match="4 query heads are no multiple of 3"):
+            attention(q, k, k, Sequences.packed([3]), backend=backend)
+
+
 def test_views_and_no_tokens():
     pack = Pack([(9, 0, -1)], [])
     joined = draw(pack, 4, 1, 16, dtype=torch.float32)[0]

@@ -52,3 +52,10 @@ def test_inputs_need_not_be_contiguous():
 def test_huge_and_empty_rows():
     x = torch.tensor([[0.0, 0.0, 0.0], [3e4, -3e4, 1.0]], dtype=torch.float16)
     torch.testing.assert_close(triton_norm(x, torch.ones(3).half()), rms_norm_reference(x, torch.ones(3).half(), EPS))
+
+
+def test_strided_weights_and_two_dtypes():
+    hidden, x, weight = draw(5, 12, dtype=torch.float32), draw(5, 12, dtype=torch.float16, seed=1), draw(24, dtype=torch.float32, seed=2)[::2]
+    torch.testing.assert_close(triton_norm(hidden, weight), rms_norm_reference(hidden, weight, EPS))
+    for ours, plain in zip(triton_add_norm(hidden, x, weight), add_rms_norm_reference(hidden, x, weight, EPS), strict=True):
+        torch.testing.assert_close(ours, plain)  # compares dtypes too

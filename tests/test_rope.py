@@ -78,3 +78,12 @@ def test_columns_of_a_joined_product():
     for case in (inputs, turned):
         for mine, other in zip(results(triton_rope, case), results(reference, case), strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_strided_weights_and_wide_angles():
+    q, k, q_weight, k_weight, _, _ = tensors(5, 3, 1, 16, torch.float16, trained=False)
+    angles = rotary(torch.arange(5), 16, 1e4, torch.float32)
+    spread = [weight.repeat_interleave(2)[::2] for weight in (q_weight, k_weight)]
+    assert not spread[0].is_contiguous()
+    for ours, plain in zip(triton_rope(q, k, *spread, *angles), reference(q, k, q_weight, k_weight, *angles), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=2e-3, atol=2e-3)

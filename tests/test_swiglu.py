@@ -55,3 +55,9 @@ def test_large_gates():
     for mine, other in zip(results(triton_swiglu, [gate, up]), results(swiglu_reference, [gate, up]), strict=True):
         assert other.isfinite().all()
         torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("up", [torch.ones(2, 3, 4), torch.ones(3, 5), torch.ones(3, 4, dtype=torch.float16)], ids=["3 axes", "width", "dtype"])
+def test_what_the_kernel_cannot_take(up):
+    with pytest.raises(ValueError, match="gate and up are"):
+        triton_swiglu(torch.ones(up.shape if up.dim() == 3 else (3, 4)), up)

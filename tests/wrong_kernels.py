@@ -20,6 +20,12 @@ def product(x, y, out, n, ROWS: tl.constexpr, INNER: tl.constexpr, MATRIX: tl.co
 
 
 @triton.jit
+def atomic(x, ROWS: tl.constexpr):
+    """Adds up in the order in which programs come."""
+    tl.atomic_add(x + tl.arange(0, ROWS), 1.0)
+
+
+@triton.jit
 def broken(x, n, ROWS: tl.constexpr):
     """Adds vectors of two lengths."""
     tl.store(x + tl.arange(0, ROWS), tl.arange(0, ROWS) + tl.arange(0, 2 * ROWS))

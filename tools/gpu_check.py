@@ -57,7 +57,7 @@ class Bench:
     bytes: float = 0
     operations: float = 0  # two for each multiplication that is added up
     targets: dict[str, float] = field(default_factory=dict)
-    peak: bool = False  # whether to measure the memory of one call too
+    peak: float = 0  # bytes that one call may take at most, where its memory is to be measured
 
 
 @dataclass
@@ -165,7 +165,10 @@ def machine() -> dict:
 
 
 def exactness(check: Check, dtype: torch.dtype) -> float:
-    """The largest error of any result, where 1 is what is allowed: twice that of the reference in this dtype, and 0.1% of the signal."""
+    """The largest error of any result, where 1 is what is allowed: twice that of the reference in this dtype, and 0.1% of the signal.
+
+    Infinite where a second run gives other bits, or a result is not a number.
+    """
 
     def results(backend: str, wide: torch.dtype) -> list[torch.Tensor]:
         inputs = [x.to(dtype).to(wide).requires_grad_(i < check.trained) for i, x in enumerate(check.inputs)]
@@ -175,8 +178,10 @@ def exactness(check: Check, dtype: torch.dtype) -> float:
         gradients = torch.autograd.grad(outputs, inputs[: check.trained], upstream) if check.trained else []
         return [x.detach().double() for x in (*outputs, *gradients)]
 
-    worst = 0.0
-    for ours, plain, truth in zip(results("triton", dtype), results("torch", dtype), results("torch", torch.float64), strict=True):
+    worst, mine = 0.0, results("triton", dtype)
+    if not all(map(torch.equal, mine, results("triton", dtype))):  # the same bits on every run
+        return float("inf")
+    for ours, plain, truth in zip(mine, results("torch", dtype), results("torch", torch.float64), strict=True):
         signal, error, own = (float(x.square().mean().sqrt()) for x in (truth, ours - truth, plain - truth))
         allowed = 2 * own + 1e-3 * signal
         if not 0 < allowed < 0.1 * signal:
@@ -222,6 +227,8 @@ def run_benches(record: Record, benches: Iterable[Bench], timer: Callable, memor
                 pairs = {f"{own} / {label}": ms / time_of_ours for own, time_of_ours in ours.items()}
             record.rows.append({"name": name, "ms": ms, "spread": spread, "graph": graph, "peak_bytes": peak})
             notes = ("" if graph else "  no graph") + ("" if peak is None else f"  {peak / 1e9:.2f} GB")
+            if label in bench.ours and peak is not None and peak > bench.peak:
+                notes += f", above {bench.peak / 1e9:.2f}: MISSED"
             print(f"{ms:9.4f} {spread:7.4f} {'':15}  {name}{notes}", flush=True)
             for pair, ratio in pairs.items():
                 target = bench.targets.get(pair.rpartition(" / ")[2], 0)

@@ -6,7 +6,7 @@ Shapes are those of Qwen3-0.6B and 32B. A baseline's name says what it computes;
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -23,63 +23,10 @@ from harkd.kernels.rope import norm_rope, rotary
 from harkd.kernels.swiglu import swiglu
 from tools.gpu_baselines import addmm_lora, compiled, eager_lora, flash, flex, liger, peft_lora
 from tools.gpu_check import Bench, Check, both, forward
+from tools.gpu_plans import REAL, Setting, cached_plan, mixed_plan, packed_plans  # noqa: F401, the tool takes REAL from here
 
 EPS, SCALE = 1e-6, 2.0
 VARIANTS = ("base_last", "expand", "fused")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where, in what, and how large. Measured in `dtype`, checked in `dtypes`."""
-
-    device: str = "cuda"
-    dtype: torch.dtype = torch.bfloat16
-    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
-    heads: tuple[tuple[int, int], ...] = ((16, 8), (64, 8))
-    dim: int = 128
-    pack: tuple[int, int] = (8, 2048)  # sequences of so many tokens
-    shared: tuple[int, int, int] = (1000, 8, 700)  # a prefix, and examples of so many tokens behind it
-    ragged: tuple[int, ...] = (1, 350, 0, 1027, 64, 129, 700)
-    batches: tuple[int, ...] = (1, 8, 64, 256)
-    keys: tuple[int, ...] = (512, 2048, 8192)
-    page: int = 64
-    layers: tuple[tuple[str, int, int, int, int], ...] = (("0.6B", 1024, 2048, 1024, 3072), ("32B", 5120, 8192, 1024, 25600))
-    tokens: tuple[int, ...] = (8192, 1024, 128)
-    rank: int = 16
-    wide: tuple[int, int] = (16384, 5120)
-    rows: int = 8192
-    vocab: int = 151936
-    width: int = 1024
-
-    def draw(self, *shape: int, std: float = 1.0) -> Tensor:
-        return torch.randn(shape, device=self.device, dtype=self.dtype) * std
-
-    def queries(self, tokens: int, heads: int, kv_heads: int) -> list[Tensor]:
-        """q, k and v."""
-        return [self.draw(tokens, n, self.dim) for n in (heads, kv_heads, kv_heads)]
-
-
-REAL = Setting()
-
-
-def packed_plans(setting: Setting) -> dict[str, Sequences]:
-    prefix, examples, length = setting.shared
-    return {
-        "pack": Sequences.packed([setting.pack[1]] * setting.pack[0], device=setting.device),
-        "shared prefix": Sequences.packed([prefix, *[length] * examples], [-1, *[0] * examples], [prefix], [0], setting.device),
-        "ragged pack": Sequences.packed(setting.ragged, device=setting.device),
-    }
-
-
-def cached_plan(setting: Setting, batch: int, keys: int, kv_heads: int) -> tuple[Sequences, CacheLayer]:
-    """One new token behind keys - 1 others in each of `batch` sequences, on scattered pages."""
-    pages = -(-keys // setting.page)
-    table = torch.randperm(batch * pages, device=setting.device).view(batch, pages).int()
-    ints = partial(torch.tensor, dtype=torch.int32, device=setting.device)
-    slots = table[:, (keys - 1) // setting.page].long() * setting.page + (keys - 1) % setting.page
-    starts, past, nobody = ints(range(batch + 1)), ints([keys - 1] * batch), ints([-1] * batch)
-    layer = CacheLayer(*(setting.draw(batch * pages, setting.page, kv_heads, setting.dim) for _ in range(2)))
-    return Sequences(starts, past, nobody, ints([]), ints([]), 1, keys, table, None, slots), layer
 
 
 @dataclass(frozen=True)
@@ -112,13 +59,21 @@ def rope_inputs(setting: Setting) -> list[Tensor]:
 
 def checks(setting: Setting) -> Iterator[Check]:
     """Every kernel against its reference, at real sizes."""
-    for heads, kv_heads in setting.heads:
+    for heads, kv_heads in (*setting.heads, setting.checked):
         for name, plan in packed_plans(setting).items():
             inputs = setting.queries(int(plan.cu_q[-1]), heads, kv_heads)
             yield Check(f"packed attention, {name}, {heads}/{kv_heads}", partial(_packed, plan), inputs, 3)
         plan, layer = cached_plan(setting, setting.batches[-2], setting.keys[1], kv_heads)
         inputs = [*setting.queries(len(plan.past), heads, kv_heads), *layer]
         yield Check(f"cached attention, {heads}/{kv_heads}", partial(_cached, plan), inputs, 0)
+        for small in dict.fromkeys((setting, replace(setting, dim=setting.dim // 2))):
+            plan, layer = mixed_plan(small, kv_heads)
+            inputs = [*small.queries(sum(setting.new), heads, kv_heads), *layer]
+            yield Check(f"cached attention behind a prefix, {heads}/{kv_heads}, head_dim {small.dim}", partial(_cached, plan), inputs, 0)
+    small, (heads, kv_heads) = replace(setting, dim=setting.dim // 2), setting.heads[0]
+    plan = packed_plans(small)["shared prefix"]
+    inputs = small.queries(int(plan.cu_q[-1]), heads, kv_heads)
+    yield Check(f"packed attention, shared prefix, {heads}/{kv_heads}, head_dim {small.dim}", partial(_packed, plan), inputs, 3)
     for group in lora_groups(setting, *setting.layers[0][1:], setting.tokens[0]):
         n = len(group.weights)
         for variant in VARIANTS:
@@ -279,7 +234,7 @@ def loss_benches(setting: Setting) -> Iterator[Bench]:
     ours = {f"chunk {n}": both(partial(cross_entropy, head=head, targets=targets, chunk=n), hidden) for n in (512, 2048, 8192)}
     baselines = {"torch.compile, chunks of 512": in_chunks} | ({"Liger": fused} if find_spec("liger_kernel") else {})
     work = 4 * setting.rows * setting.width * setting.vocab
-    yield Bench("vocabulary loss, forward+backward", ours, baselines, operations=work, targets={"Liger": 1.0}, peak=True)
+    yield Bench("vocabulary loss, forward+backward", ours, baselines, operations=work, targets={"Liger": 1.0}, peak=1.5e9)
     rest = {"head": head, "teacher_hidden": teacher, "teacher_head": teacher_head}
     kinds = {kind: both(partial(divergence, kind=kind, **rest), hidden) for kind in KINDS}
-    yield Bench("divergence to a teacher of equal width, forward+backward", kinds, operations=work * 1.5, peak=True)
+    yield Bench("divergence to a teacher of equal width, forward+backward", kinds, operations=work * 1.5, peak=1.5e9)
