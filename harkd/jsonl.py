@@ -1,7 +1,7 @@
 """JSON lines that outlive a kill: one object a line, each written whole by one call, and there once its newline is.
 
 A kill can tear the last line alone. The writer cuts a torn line off when it opens the file, so that a continued run writes that record
-again; the reader passes over it.
+again; the reader passes over it. A file of another kind is left as it is.
 Text is escaped to ASCII: any text can be stored, lone surrogates too, and no character but the newline ends a line.
 """
 
@@ -24,7 +24,8 @@ _BLOCK = 1 << 16
 class JsonLinesWriter:
     """Appends objects to a file, which it makes where there is none.
 
-    `repaired` is the number of bytes of a torn last line that it cut off, which stderr is told, 0 for none.
+    `repaired` is the number of bytes of a torn last line that it cut off, which stderr is told, 0 for none. Raises UserError where there
+    is a torn last line that is none of an object's, or stands behind what are no JSON lines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,6 +71,11 @@ def _cut_torn_line(path: Path) -> int:
                 break
             keep = start
         if keep < size:
+            file.seek(keep)
+            if not b'{"'.startswith(file.read(2)):
+                raise UserError(f"{path} does not hold JSON lines: name another file")
+            for _ in read_json_lines(path):
+                pass
             file.truncate(keep)
     return size - keep
 
@@ -85,7 +91,7 @@ def read_json_lines(path: Path, counts: Counter[str] | None = None) -> Iterator[
             for number, line in enumerate(file, 1):
                 try:
                     record = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     if line.endswith(b"\n"):
                         raise UserError(f"{path}, line {number} is not JSON ({error}): remove the line or restore the file") from None
                     if counts is not None:

@@ -15,6 +15,7 @@ there in place of stdout, and the same command, given the same events again, goe
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter, deque
@@ -230,6 +231,9 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
         args.temperature = 0.0
     how = {"thinking": thinking, "sampling": sampling_of(args, thinking), "window": args.window, "rules": args.rules, "dtype": args.dtype}
     try:
+        for number, told in read_json_lines(Path(args.out)) if os.path.isfile(args.out or "") else ():
+            if "activity" not in told:
+                raise UserError(f"{args.out}, line {number} is no answer of harkd.recognize: name another file with --out")
         writer = JsonLinesWriter(Path(args.out)) if args.out else None
     except OSError as error:
         raise UserError(f"{args.out} cannot be written: {error.strerror}") from None

@@ -229,6 +229,14 @@ def test_mistakes_are_told(model, flags, message):
     assert code == 2 and message in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_file_without_answers_is_not_written_to(model, tmp_path, end):
+    path = tmp_path / "home.json"
+    path.write_text(text := '{"name": "home", "rooms": {}}' + end)
+    code, _, _, err = outcome(main, "--model", model, "--home", "simulated:D0", "--out", path)
+    assert code == 2 and "home.json, line 1 is no answer" in err and err.count("\n") == 1 and path.read_text() == text
+
+
 def test_a_wait_is_a_number_of_seconds():
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(UserError, match="max-wait"):
