@@ -62,7 +62,7 @@ def _said(record: Record, labels: Sequence[str]) -> list[tuple[float, bool]]:
 
 
 def _calibration(said: Sequence[tuple[float, bool]]) -> Calibration:
-    return calibration(*zip(*said))
+    return calibration(*zip(*sorted(said)))  # sums in one order, whatever that of the records
 
 
 def costs(records: Iterable[Record]) -> dict[str, Any]:
