@@ -33,7 +33,7 @@ from harkd.homes.dataset import read
 from harkd.homes.events import Event, Home, Window
 from harkd.homes.prompt import CONTROL
 from harkd.homes.readers.common import clock
-from harkd.homes.readers.csv_home import read_home
+from harkd.homes.readers.csv_home import SURROGATE, read_home
 from harkd.jsonl import JsonLinesWriter, read_json_lines
 from harkd.qwen3.template import CLOSE, OPEN
 from harkd.recognition import Guiding, Machine, load_generator, mode, probabilities, read_answer, request
@@ -180,8 +180,9 @@ def _event(line: bytes, number: int) -> tuple[dict[str, Any], Event]:
     """(the object as given, its event). UserError where it is none, or none for a prompt."""
     try:
         given = json.loads(line)
+        json.dumps(given, allow_nan=False)
     except (ValueError, RecursionError):
-        raise UserError("it is not JSON") from None
+        raise UserError("it is not JSON, or holds a number that is not finite") from None
     texts: list[Any] = [None]
     if isinstance(given, dict):
         texts = [given.get("time"), given.get("sensor"), given.get("room", ""), given.get("state")]
@@ -191,8 +192,8 @@ def _event(line: bytes, number: int) -> tuple[dict[str, Any], Event]:
     if moment is None:
         raise UserError(f"{texts[0][:40]!r} is not a time YYYY-MM-DD HH:MM:SS")
     event = Event(number, moment, *texts[1:])
-    if CONTROL.search(event.description) or len(event.description) > LONGEST:
-        raise UserError(f"its texts hold a control token, or more than {LONGEST} characters")
+    if CONTROL.search(event.description) or SURROGATE.search(event.description) or len(event.description) > LONGEST:
+        raise UserError(f"its texts hold a control token, half of a surrogate pair, or more than {LONGEST} characters")
     return given, event
 
 
