@@ -204,8 +204,8 @@ def live_mode(adapter: str | None, thinking: bool | None) -> bool:
 
 def find_home(home: str | Path) -> Home:
     """The home of a home.json, of its folder, or of READER:PATH."""
-    path = Path(home).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(home))  # as os.path.exists, it raises for no name
+    if os.path.exists(path):
         return read_home(path / "home.json" if path.is_dir() else path)
     if ":" in str(home) or home == "simulated":
         return read(str(home)).homes[0]
@@ -227,6 +227,8 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     add_sampling_arguments(parser)
     args = parser.parse_args(argv)
     parser.at_least_one(args, "window", "batch", "cache_tokens")
+    if args.guided or args.exact_probabilities:
+        parser.error("answers are always guided, and each has its probability: leave --guided and --exact-probabilities out")
     thinking = live_mode(args.adapter, args.thinking)
     if args.temperature is None and not thinking:
         args.temperature = 0.0
@@ -246,7 +248,12 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0, or 2 and one sentence for a user's mistake."""
-    return enter("harkd.recognize", _run, argv)
+    try:
+        code = enter("harkd.recognize", _run, argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough; at once, since the thread that reads ahead may hold stdin
+        os._exit(0)
+    return code
 
 
 if __name__ == "__main__":
