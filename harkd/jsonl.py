@@ -11,14 +11,12 @@ import errno
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from harkd.errors import UserError
-
-_BLOCK = 1 << 16
 
 
 class JsonLinesWriter:
@@ -61,23 +59,14 @@ class JsonLinesWriter:
 def _cut_torn_line(path: Path) -> int:
     """Cut a file back to its last newline. Returns how many bytes went."""
     with open(path, "rb+") as file:
-        size = keep = file.seek(0, os.SEEK_END)
-        while keep:
-            start = max(0, keep - _BLOCK)
-            file.seek(start)
-            newline = file.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        if keep < size:
-            file.seek(keep)
-            if not b'{"'.startswith(file.read(2)):
-                raise UserError(f"{path} does not hold JSON lines: name another file")
-            for _ in read_json_lines(path):
-                pass
-            file.truncate(keep)
-    return size - keep
+        last = b"".join(deque(file, maxlen=1))
+        if not last or last.endswith(b"\n"):
+            return 0
+        if not b'{"'.startswith(last[:2]):
+            raise UserError(f"{path} does not hold JSON lines: name another file")
+        deque(read_json_lines(path), maxlen=0)  # raises where the lines above are none
+        file.truncate(file.tell() - len(last))
+    return len(last)
 
 
 def read_json_lines(path: Path, counts: Counter[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

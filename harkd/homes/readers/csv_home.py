@@ -80,11 +80,12 @@ def read_home(path: Path) -> Home:
         (not isinstance(labels, dict) or not labels or not texts([*labels.values()]), '"labels" maps each activity to its description'),
         (rules is not None and not texts(rules), '"rules" is a list of sentences'),
         (SURROGATE.search(json.dumps(told, ensure_ascii=False)), "a text holds half of a surrogate pair, which is no character"),
-        (isinstance(labels, dict) and len({normalize("NFC", name) for name in labels}) < len(labels), "two activities are spelt with the same characters"),
     )
     for fault, rule in faults:
         if fault:
             raise UserError(f"{path}, line 1: {rule}")
+    if len({normalize("NFC", label) for label in labels}) < len(labels):  # which is all that a tokenizer tells apart
+        raise UserError(f"{path}, line 1: two activities are spelt with the same characters")
     rooms = tuple((room, tuple(sensors)) for room, sensors in described.items())
     offered = tuple(Label(label, description) for label, description in labels.items())
     return Home(name, rooms, offered, (*RULES[:-1], *(rules or ()), RULES[-1]))
