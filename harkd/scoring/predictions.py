@@ -50,7 +50,7 @@ def score_records(
         "windows": windows, "malformed": malformed / windows, "malformed_windows": malformed, "causes": dict(sorted(causes.items())),
         "groups": len(pairs), **score(*zip(*chain(*pairs)), labels).to_dict(),
         "normalised": {name: getattr(normalised, name) for name in (*FIGURES, "missing")},
-        "calibration": asdict(calibration(*zip(*sorted(said)))) if said else None, "intervals": intervals(confusions),  # sorted: sums in one order
+        "calibration": asdict(calibration(*zip(*sorted(said)))) if said else None, "intervals": intervals(confusions),  # in one order
     }, confusions  # fmt: skip
 
 
