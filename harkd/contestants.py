@@ -51,7 +51,7 @@ def contestants(models: Sequence[str], adapters: Sequence[str], thinking: bool |
     from harkd.qwen3.lora import read_notes
 
     places = {_place(model) for model in models if not model.startswith(BASELINE)}
-    bases = {adapter: read_notes(resolve(adapter, ADAPTER_FILES)).get("base", "an unknown base") for adapter in adapters}
+    bases = {adapter: read_notes(resolve(_place(adapter), ADAPTER_FILES)).get("base", "an unknown base") for adapter in adapters}
     for adapter, base in bases.items():
         if len(places) != 1 and _place(base) not in places:
             raise UserError(f"the adapter {adapter} was trained on {base}, which is not among --model")
@@ -69,9 +69,12 @@ def contestants(models: Sequence[str], adapters: Sequence[str], thinking: bool |
 
 
 def _place(ref: str) -> str:
-    """A model's folder, however it is spelled; a hub id as it is."""
-    folder = Path(ref).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else ref
+    """A model's folder, however it is spelled; a hub id as it is. UserError for what can be neither."""
+    try:
+        folder = Path(ref).expanduser()
+        return str(folder.resolve()) if folder.is_dir() else ref
+    except (RuntimeError, OSError) as error:  # ~nobody, or too long a name
+        raise UserError(f"{ref!r} is neither a folder nor a hub id: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _named(rows: Sequence[Contestant]) -> list[Contestant]:

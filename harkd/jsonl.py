@@ -1,7 +1,7 @@
 """JSON lines that outlive a kill: one object a line, each written whole by one call, and there once its newline is.
 
 A kill can tear the last line alone. The writer cuts a torn line off when it opens the file, so that a continued run writes that record
-again; the reader passes over it.
+again; the reader passes over it. A file of another kind is left as it is.
 Text is escaped to ASCII: any text can be stored, lone surrogates too, and no character but the newline ends a line.
 """
 
@@ -11,20 +11,19 @@ import errno
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from harkd.errors import UserError
 
-_BLOCK = 1 << 16
-
 
 class JsonLinesWriter:
     """Appends objects to a file, which it makes where there is none.
 
-    `repaired` is the number of bytes of a torn last line that it cut off, which stderr is told, 0 for none.
+    `repaired` is the number of bytes of a torn last line that it cut off, which stderr is told, 0 for none. Raises UserError where there
+    is a torn last line that is none of an object's, or stands behind what are no JSON lines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,18 +59,14 @@ class JsonLinesWriter:
 def _cut_torn_line(path: Path) -> int:
     """Cut a file back to its last newline. Returns how many bytes went."""
     with open(path, "rb+") as file:
-        size = keep = file.seek(0, os.SEEK_END)
-        while keep:
-            start = max(0, keep - _BLOCK)
-            file.seek(start)
-            newline = file.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        if keep < size:
-            file.truncate(keep)
-    return size - keep
+        last = b"".join(deque(file, maxlen=1))
+        if not last or last.endswith(b"\n"):
+            return 0
+        if not b'{"'.startswith(last[:2]):
+            raise UserError(f"{path} does not hold JSON lines: name another file")
+        deque(read_json_lines(path), maxlen=0)  # raises where the lines above are none
+        file.truncate(file.tell() - len(last))
+    return len(last)
 
 
 def read_json_lines(path: Path, counts: Counter[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -85,7 +80,7 @@ def read_json_lines(path: Path, counts: Counter[str] | None = None) -> Iterator[
             for number, line in enumerate(file, 1):
                 try:
                     record = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     if line.endswith(b"\n"):
                         raise UserError(f"{path}, line {number} is not JSON ({error}): remove the line or restore the file") from None
                     if counts is not None:

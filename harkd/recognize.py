@@ -15,6 +15,7 @@ there in place of stdout, and the same command, given the same events again, goe
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter, deque
@@ -32,7 +33,7 @@ from harkd.homes.dataset import read
 from harkd.homes.events import Event, Home, Window
 from harkd.homes.prompt import CONTROL
 from harkd.homes.readers.common import clock
-from harkd.homes.readers.csv_home import read_home
+from harkd.homes.readers.csv_home import SURROGATE, read_home
 from harkd.jsonl import JsonLinesWriter, read_json_lines
 from harkd.qwen3.template import CLOSE, OPEN
 from harkd.recognition import Guiding, Machine, load_generator, mode, probabilities, read_answer, request
@@ -179,8 +180,9 @@ def _event(line: bytes, number: int) -> tuple[dict[str, Any], Event]:
     """(the object as given, its event). UserError where it is none, or none for a prompt."""
     try:
         given = json.loads(line)
+        json.dumps(given, allow_nan=False)
     except (ValueError, RecursionError):
-        raise UserError("it is not JSON") from None
+        raise UserError("it is not JSON, or holds a number that is not finite") from None
     texts: list[Any] = [None]
     if isinstance(given, dict):
         texts = [given.get("time"), given.get("sensor"), given.get("room", ""), given.get("state")]
@@ -190,8 +192,8 @@ def _event(line: bytes, number: int) -> tuple[dict[str, Any], Event]:
     if moment is None:
         raise UserError(f"{texts[0][:40]!r} is not a time YYYY-MM-DD HH:MM:SS")
     event = Event(number, moment, *texts[1:])
-    if CONTROL.search(event.description) or len(event.description) > LONGEST:
-        raise UserError(f"its texts hold a control token, or more than {LONGEST} characters")
+    if CONTROL.search(event.description) or SURROGATE.search(event.description) or len(event.description) > LONGEST:
+        raise UserError(f"its texts hold a control token, half of a surrogate pair, or more than {LONGEST} characters")
     return given, event
 
 
@@ -202,8 +204,8 @@ def live_mode(adapter: str | None, thinking: bool | None) -> bool:
 
 def find_home(home: str | Path) -> Home:
     """The home of a home.json, of its folder, or of READER:PATH."""
-    path = Path(home).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(home))  # as os.path.exists, it raises for no name
+    if os.path.exists(path):
         return read_home(path / "home.json" if path.is_dir() else path)
     if ":" in str(home) or home == "simulated":
         return read(str(home)).homes[0]
@@ -225,11 +227,16 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     add_sampling_arguments(parser)
     args = parser.parse_args(argv)
     parser.at_least_one(args, "window", "batch", "cache_tokens")
+    if args.guided or args.exact_probabilities:
+        parser.error("answers are always guided, and each has its probability: leave --guided and --exact-probabilities out")
     thinking = live_mode(args.adapter, args.thinking)
     if args.temperature is None and not thinking:
         args.temperature = 0.0
     how = {"thinking": thinking, "sampling": sampling_of(args, thinking), "window": args.window, "rules": args.rules, "dtype": args.dtype}
     try:
+        for number, told in read_json_lines(Path(args.out)) if os.path.isfile(args.out or "") else ():
+            if "activity" not in told:
+                raise UserError(f"{args.out}, line {number} is no answer of harkd.recognize: name another file with --out")
         writer = JsonLinesWriter(Path(args.out)) if args.out else None
     except OSError as error:
         raise UserError(f"{args.out} cannot be written: {error.strerror}") from None
@@ -241,7 +248,12 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0, or 2 and one sentence for a user's mistake."""
-    return enter("harkd.recognize", _run, argv)
+    try:
+        code = enter("harkd.recognize", _run, argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough; at once, since the thread that reads ahead may hold stdin
+        os._exit(0)
+    return code
 
 
 if __name__ == "__main__":

@@ -134,6 +134,13 @@ def noted(source, folder, **notes):
     return str(folder)
 
 
+@pytest.mark.parametrize("name", ["~no-such-user/x", "x" * 5000])
+def test_a_name_that_no_folder_can_have_is_told(name, model, tmp_path):
+    for flags in (["--model", name], ["--model", model, "--adapter", name]):
+        code, _, _, err = outcome(main, *flags, "--out", tmp_path / "out")
+        assert code == 2 and f"{name!r} is neither a folder nor a hub id" in err and err.count("\n") == 1
+
+
 def test_a_base_row_for_every_mode_that_an_adapter_uses(model, adapter, tmp_path):
     def rows(*arguments):
         return [(row.name, row.thinking) for row in contestants(*arguments)]

@@ -1,6 +1,7 @@
 """Scores of records made by hand: the strict figure, the one with labels normalised, and the calibration of guided answers."""
 
 import json
+from itertools import permutations
 
 import pytest
 
@@ -50,6 +51,13 @@ def test_groups_are_in_order_whatever_the_order_of_records():
     a, b = record(["COOKING"], ["COOKING"], "a"), record(["EATING"], ["COOKING"], "b")
     (one, first), (two, second) = (score_records(records, LABELS, [], reread) for records in ([a, b], [b, a]))
     assert one == two and (first == second).all() and one["groups"] == 2
+
+
+def test_calibration_is_the_same_to_the_last_bit_whatever_the_order_of_records():
+    of = [0.91, 0.92, 0.93, 0.97, 0.99, 0.935]
+    guided = [record(["COOKING"], ["COOKING"], probabilities=[{"COOKING": p}]) for p in of]
+    found = [score_records(records, LABELS, [], reread)[0]["calibration"] for records in permutations(guided)]
+    assert all(each == found[0] for each in found)
 
 
 def test_costs_per_window():

@@ -94,7 +94,10 @@ def test_a_fault_of_events_names_the_line(tmp_path, text, said):
         ({"rooms": {"kitchen": "fridge"}}, '"rooms" maps each room'),
         ({"labels": {}}, '"labels" maps each activity'),
         ({"labels": {"COOKING": 5}}, '"labels" maps each activity'),
+        ({"labels": 5}, '"labels" maps each activity'),
         ({"rules": "none"}, '"rules" is a list'),
+        ({"labels": {"CAFÉ": "", "CAFE\u0301": ""}}, "two activities are spelt with the same characters"),
+        ({"rooms": {"kitchen": ["fridge \ud800"]}}, "a text holds half of a surrogate pair"),
     ],
 )
 def test_a_fault_of_the_home_is_told(tmp_path, changes, said):

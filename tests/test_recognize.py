@@ -166,13 +166,14 @@ def test_what_is_read_ahead_is_bounded(monkeypatch):
 
 def test_lines_that_are_no_events_are_told_and_left_out(capsys):
     wrong = [b"nonsense", b"[1]", b'{"time": "2024-05-01 07:00:00"}', line(0, time="yesterday"), line(0, state=7), line(0, state="<|im_end|>"), line(0, state="x" * 501), b"\xff\n", b"[" * 100_000]
+    wrong += [line(0, value=float("nan")), line(0)[:-1] + b', "value": 1e999}', line(0, state="\ud800"), line(0).replace(b"fridge", b"\xed\xa0\x80")]
     told = []
     given = [line(0, id="a"), *wrong, b"\n", line(1, room="", id=[2])]
     counts = serve(fake(), [*given[:-1], json.dumps({**json.loads(given[-1]), "time": "2024-05-01T07:00:01"}).encode()], told.append)
     assert counts == {"events": 2, "skipped": len(wrong)}
     assert told[0] == {**json.loads(line(0)), "id": "a", "activity": "A", "probability": 0.75} and told[1]["id"] == [2] and told[1]["activity"] == "B"
     err = capsys.readouterr().err.splitlines()
-    assert len(err) == len(wrong) and err[0] == "line 2 is skipped: it is not JSON" and all(row.startswith("line ") for row in err)
+    assert len(err) == len(wrong) and err[0] == "line 2 is skipped: it is not JSON, or holds a number that is not finite" and all(row.startswith("line ") for row in err)
     serve(fake(), [line(0)], told.append, reasoning=True)
     assert told[-1]["reasoning"] == "odd or even"
 
@@ -192,6 +193,20 @@ def test_the_door_answers_while_events_still_come(model, tmp_path):
     out, _ = process.communicate(f"{line(5).decode()}\n", timeout=60)
     last = [json.loads(row) for row in out.splitlines()]
     assert process.returncode == 0 and last[0]["state"] == "state 5" and last[1:] == [{"events": 4, "skipped": 0}]
+
+
+def test_who_reads_may_stop_reading(model):
+    """As `| head` does: while events still come, and before the last line."""
+    argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", "simulated:D0", "--window", "1"]
+    process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(line(0) + b"\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["state"] == "state 0"
+    process.stdout.close()
+    process.stdin.write(line(1) + b"\n")
+    process.stdin.flush()  # and stays open
+    assert process.wait(60) == 0 and process.stderr.read() == b""
+    process.stdin.close()
 
 
 def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path):
@@ -222,11 +237,24 @@ def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path):
         (["--model", "{model}", "--home", "simulated:X"], "there is no simulated home"),
         (["--model", "{model}", "--home", "simulated:D0", "--window", "0"], "--window must be at least 1"),
         (["--model", "{model}", "--home", "simulated:D0", "--out", "/nowhere/x"], "/nowhere/x cannot be written"),
+        (["--model", "{model}", "--home", "~no-such-user/x"], "there is no home ~no-such-user/x"),
+        (["--model", "{model}", "--home", "x" * 5000], "there is no home xxx"),
+        (["--model", "{model}", "--home", "csv:" + "x" * 5000], "there is no folder xxx"),
+        (["--model", "{model}", "--home", "simulated:D0", "--guided"], "answers are always guided"),
+        (["--model", "{model}", "--home", "simulated:D0", "--exact-probabilities"], "answers are always guided"),
     ],
 )
 def test_mistakes_are_told(model, flags, message):
     code, _, _, err = outcome(main, *[flag.format(model=model) for flag in flags])
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_file_without_answers_is_not_written_to(model, tmp_path, end):
+    path = tmp_path / "home.json"
+    path.write_text(text := '{"name": "home", "rooms": {}}' + end)
+    code, _, _, err = outcome(main, "--model", model, "--home", "simulated:D0", "--out", path)
+    assert code == 2 and "home.json, line 1 is no answer" in err and err.count("\n") == 1 and path.read_text() == text
 
 
 def test_a_wait_is_a_number_of_seconds():

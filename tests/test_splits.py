@@ -1,6 +1,7 @@
 """Splits by subject, scenario, home and days, and folds: who may be on which side, counted from the recordings themselves."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -54,6 +55,14 @@ def test_later_days_test_with_a_gap_of_one(order):
     assert chosen == ["train"] * 12 + [None] + ["validation"] * 2 + [None] + ["test"] * 4
     other = [a_recording(f"d{n}", home="other", day=100 + n) for n in range(5)]  # each home has its own last days
     assert sides([*DAYS, *other], "days")[20:] == ["train", None, "validation", None, "test"]
+
+
+def test_groups_of_one_day_stand_on_one_side_and_the_gap_is_a_whole_day():
+    several = [a_recording(f"d{n}{who}", day=n) for n in range(20) for who in "abc"]
+    assert sides(several, "days") == [side for side in sides(DAYS, "days") for _ in "abc"]
+    assert sides(several, "days", 0, 4, 2) == [side for side in sides(DAYS, "days", 0, 4, 2) for _ in "abc"]
+    joined = [replace(it, group=several[0].group) for it in several[:3]] + [replace(several[3], group=several[0].group), *several[4:]]
+    assert sides(joined, "days")[:4] == ["train"] * 4  # a group of two days is of the first
 
 
 def test_folds_of_days_are_stretches_and_test_every_day_once():

@@ -86,6 +86,15 @@ def test_a_long_torn_line_is_cut_back_to_the_last_newline(tmp_path):
     assert path.read_bytes() == long * 2
 
 
+@pytest.mark.parametrize("wrong", ['{\n "name": "home",\n "rooms": {}\n}', "some notes", "[1]\n[2", '{"a": 1}\nnotes\n{"b": 2', "[" * 100_000 + "\n{"], ids=range(5))
+def test_a_file_of_another_kind_is_not_touched(tmp_path, wrong):
+    path = tmp_path / "home.json"
+    path.write_text(wrong)
+    with pytest.raises(UserError, match="home.json"):
+        JsonLinesWriter(path)
+    assert path.read_text() == wrong
+
+
 def test_a_whole_last_line_without_its_newline_is_read(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"b": 2}')
     assert [record for _, record in read_json_lines(tmp_path / "x.jsonl")] == [{"a": 1}, {"b": 2}]

@@ -142,7 +142,7 @@ def read(data: str, options: ReadOptions = ReadOptions(), **overrides: Any) -> D
     if not path:
         raise UserError(f"{data!r} names no folder: write {reader}:PATH")
     folder = Path(os.path.expanduser(path))  # leaves ~nobody as it is, where Path.expanduser raises
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False too where no name can be so long
         raise UserError(f"{data!r}: there is no folder {path}")
     homes, recordings = READERS[reader](folder, options)
     stuck = parse_noise(options.noise).stuck

@@ -14,8 +14,9 @@ What is drawn may be another unit than the group (`--split-by`), for other quest
     subject     people never seen in training; a recording of people on different sides is left out
     scenario    scenarios never seen in training, of people who may have been, on the same day too
     home        homes never seen in training
-    days        later days: of each home's groups in the order of time, not drawn, the first train, the last test, and one between two
-                sides is left out; k folds are k stretches of days, without the days on either side of the one that tests
+    days        later days: of each home's days in the order of time, not drawn, the first train, the last test, and one between two
+                sides is left out; k folds are k stretches of days, without the days on either side of the one that tests. A group
+                belongs to the day of its first event
 """
 
 from __future__ import annotations
@@ -80,12 +81,14 @@ def _units(recording: Recording, by: str) -> list[str]:
 
 
 def _in_time(index: Sequence[Recording], k: int, fold: int) -> dict[str, str | None]:
-    """The side of each group by its place among those of its home."""
+    """The side of each group by the place of its day among those of its home."""
     found: dict[str, str | None] = {}
     for home in dict.fromkeys(recording.home.name for recording in index):
         begins = ((next(r.events(), None), r.group) for r in index if r.home.name == home)
-        groups = list(dict.fromkeys(group for _, group in sorted((event.time, group) for event, group in begins if event is not None)))
-        n = len(groups)
+        dated = sorted(((event.time.date(), group) for event, group in begins if event is not None), reverse=True)
+        day_of = {group: day for day, group in dated}  # the first of its days is the last to be set
+        days = sorted(set(day_of.values()))
+        n = len(days)
         if n < max(5, k):
             raise UserError(f"--split-by days: {home} has {n} days, too few for {k or 3} sides")
         if k:
@@ -95,7 +98,8 @@ def _in_time(index: Sequence[Recording], k: int, fold: int) -> dict[str, str | N
         else:
             test, validation = (2 * n + 5) // 10, (n + 5) // 10
             placed = ["train"] * (n - test - validation - 2) + [None] + ["validation"] * validation + [None] + ["test"] * test
-        found |= dict(zip(groups, placed, strict=True))
+        side_of = dict(zip(days, placed, strict=True))
+        found |= {group: side_of[day] for group, day in day_of.items()}
     return {recording.group: found.get(recording.group) for recording in index}  # those without events: nowhere
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from harkd.homes.answer import Answer
-from harkd.scoring.calibration import Calibration, calibration
+from harkd.scoring.calibration import calibration
 from harkd.scoring.intervals import intervals
 from harkd.scoring.metrics import FIGURES, score
 
@@ -50,7 +50,7 @@ def score_records(
         "windows": windows, "malformed": malformed / windows, "malformed_windows": malformed, "causes": dict(sorted(causes.items())),
         "groups": len(pairs), **score(*zip(*chain(*pairs)), labels).to_dict(),
         "normalised": {name: getattr(normalised, name) for name in (*FIGURES, "missing")},
-        "calibration": asdict(_calibration(said)) if said else None, "intervals": intervals(confusions),
+        "calibration": asdict(calibration(*zip(*sorted(said)))) if said else None, "intervals": intervals(confusions),  # in one order
     }, confusions  # fmt: skip
 
 
@@ -59,10 +59,6 @@ def _said(record: Record, labels: Sequence[str]) -> list[tuple[float, bool]]:
     triples = zip(record["truth"], record["answer"], record.get("probabilities") or ())
     scored = (([label for label in truth if label in labels], answer, of) for truth, answer, of in triples if answer in of)
     return [(min(of[answer], 1.0), [answer] == true) for true, answer, of in scored if len(true) == 1]  # rounding may exceed 1
-
-
-def _calibration(said: Sequence[tuple[float, bool]]) -> Calibration:
-    return calibration(*zip(*said))
 
 
 def costs(records: Iterable[Record]) -> dict[str, Any]:

@@ -1,11 +1,9 @@
-"""Results as plain text for a terminal: aligned columns, models side by side, a confusion matrix."""
+"""Results as plain text for a terminal: aligned columns, models side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from harkd.scoring.metrics import Scores
 
 COLUMNS = {  # key of a model's row -> heading
     "name": "model",
@@ -61,15 +59,6 @@ def overview(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         table.append([data, *(_cell("", model["weighted_f1"]) + _interval(model.get("weighted_f1_interval")) for model in models)])
     of_model = ([m["weighted_f1"] for m in models if m["weighted_f1"] is not None] for models in zip(*sets.values(), strict=True))
     return align([*table, ["mean", *(_cell("", sum(known) / len(known) if known else None) for known in of_model)]])
-
-
-def confusion_matrix(scores: Scores) -> str:
-    """True labels down, predicted ones across by their number, and no valid answer ("none") last; a dot is zero."""
-    numbers = [str(i) for i in range(1, len(scores.labels) + 1)]
-    rows = [["true \\ predicted", *numbers, "none"]]
-    for number, label, counts in zip(numbers, scores.labels, scores.confusion):
-        rows.append([f"{number.rjust(len(numbers[-1]))} {shorten(label)}", *(str(count) if count else "." for count in counts)])
-    return align(rows)
 
 
 def _cell(key: str, value: Any) -> str:

@@ -24,11 +24,14 @@ share a day form a group. The file is indexed once and streamed from where a rec
 from __future__ import annotations
 
 import csv
+import json
+import re
 from collections.abc import Iterator
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from harkd.errors import UserError
 from harkd.homes.events import Event, Home, Label, Notes, Recording
@@ -37,7 +40,7 @@ from harkd.homes.readers.common import RULES, clock, read_json, recording, text_
 from harkd.homes.splits import join_groups
 
 NEEDED, OPTIONAL = ("time", "sensor", "room", "state"), ("label", "resident", "recording")
-
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can tell a half of a pair, and UTF-8 cannot
 
 Row = tuple[int, int, datetime, dict[str, str]]  # byte offset, line, time, cells by column
 
@@ -76,10 +79,13 @@ def read_home(path: Path) -> Home:
         (not isinstance(described, dict) or not all(map(texts, described.values())), '"rooms" maps each room to a list of its sensors'),
         (not isinstance(labels, dict) or not labels or not texts([*labels.values()]), '"labels" maps each activity to its description'),
         (rules is not None and not texts(rules), '"rules" is a list of sentences'),
+        (SURROGATE.search(json.dumps(told, ensure_ascii=False)), "a text holds half of a surrogate pair, which is no character"),
     )
     for fault, rule in faults:
         if fault:
             raise UserError(f"{path}, line 1: {rule}")
+    if len({normalize("NFC", label) for label in labels}) < len(labels):  # which is all that a tokenizer tells apart
+        raise UserError(f"{path}, line 1: two activities are spelt with the same characters")
     rooms = tuple((room, tuple(sensors)) for room, sensors in described.items())
     offered = tuple(Label(label, description) for label, description in labels.items())
     return Home(name, rooms, offered, (*RULES[:-1], *(rules or ()), RULES[-1]))
