@@ -130,7 +130,7 @@ def lessons(settings: TrainSettings, tokenizer: Tokenizer) -> Lessons:
         template = TEMPLATE_VERSION
     else:
         traces = list(read_traces(Path(settings.traces), counts))
-        print(f"what --keep correct would keep of {len(traces)} traces, by --min-agreement:\n{yield_table(traces).text()}")
+        print(f"what --keep correct would keep of {len(traces)} traces, by --min-agreement:\n{yield_table(traces)}")
         selection = select(traces, settings.keep, settings.min_agreement, settings.cap)
         by_class = selection.by_class
         print(f"{selection.summary}; by class: {', '.join(f'{kept} of {of} {label}' for label, (kept, of) in by_class.items())}")
