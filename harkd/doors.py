@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -66,7 +67,8 @@ def enter(prog: str, run: Callable[[Sequence[str] | None], dict[str, Any]], argv
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted; the same command goes on from here", file=sys.stderr)
+        same = "the same command without --overwrite" if "--overwrite" in (sys.argv if argv is None else argv) else "the same command"
+        print(f"{prog}: interrupted; {same} goes on from here", file=sys.stderr)
         return 130
     return 0
 
@@ -130,6 +132,7 @@ class RunFolder:
         `settings`: what must be the same when a run is continued, but for `out`, the folder itself; `files`: patterns of what the door
         writes there, which --overwrite removes, and nothing else; `inputs`: the digests of what it reads, part of the settings.
         """
+        overwrite = overwrite and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # started again by torchrun, it goes on
         self.path, self.overwrite, self.files = Path(path), overwrite, ("result.json", "cost.json", *files)
         asked = {name: value for name, value in settings.items() if name != "out"}  # a folder may be moved, or named with a slash
         self.settings = json.loads(json.dumps({"door": door, "template": TEMPLATE_VERSION, **asked, "inputs": inputs}))
