@@ -73,6 +73,8 @@ class TrainSettings:
                 weights.append((name, float(weight) if given else 1.0))
             except ValueError:
                 raise UserError(f"--learn {self.learn}: {weight!r} is not a number, write for instance sequence,labels=0.5") from None
+            if name == "on-policy" and given:
+                raise UserError(f"--learn {self.learn}: on-policy takes no weight, --on-policy-fraction says in how many of the steps")
         ways = tuple(pair for pair in weights if pair != ("on-policy", 1.0))
         return ways or (("sequence", 1.0),), self.on_policy_fraction if len(ways) < len(weights) else 0.0
 
@@ -99,6 +101,8 @@ class TrainSettings:
             raise UserError(f"--lora-alpha must be above 0, not {self.lora_alpha}")
         if not 0 <= self.validation < 1:
             raise UserError(f"--validation must be at least 0 and below 1, not {self.validation}")
+        if min(self.patience, self.validate_f1) < 0:
+            raise UserError(f"--patience and --validate-f1 must be at least 0, not {self.patience} and {self.validate_f1}")
         if not 0 <= self.min_agreement <= 1:
             raise UserError(f"--min-agreement must be between 0 and 1, not {self.min_agreement}")
 
@@ -140,7 +144,10 @@ def lessons(settings: TrainSettings, tokenizer: Tokenizer) -> Lessons:
         parts = hold_out(selection.kept, settings.validation, settings.seed)
         learn, validate = (examples_from_traces(part, tokenizer, settings.train_on, counts) for part in parts)
         truth = {trace.window: (trace.labels, trace.truth) for trace in parts[1]}
-        if [way for way, _ in settings.ways()[0]] == ["labels"]:
+        ways = dict(settings.ways()[0])
+        if learn and "labels" in ways and not any(example.choices for example in learn):
+            raise UserError(f"{settings.traces} is without the probabilities that --learn labels learns: write it with harkd.generate --guided")
+        if list(ways) == ["labels"]:
             counts.update("without the probabilities of a guided answer" for e in (*learn, *validate) if not e.choices)
             learn, validate = ([example for example in part if example.choices] for part in (learn, validate))
     for cause, count in counts.items():

@@ -15,6 +15,7 @@ from harkd.homes.dataset import read
 from harkd.homes.prompt import prompt
 from harkd.qwen3.tokenizer import load_tokenizer
 from harkd.qwen3.weights import load_model
+from harkd.doors import enter
 from harkd.lessons import hold_out
 from harkd.train import main
 from tests.door_cases import LABELS, child, content, data, kill, lines, mixed, model, one_thread, outcome, run, short_prompts  # noqa: F401
@@ -142,6 +143,22 @@ def test_again_it_is_done(truth, tmp_path):
     assert code == 2 and "epochs: 1, now 2" in err and content(tmp_path / "out") == before
     assert outcome(main, *truth, "--epochs", 2, "--overwrite", "--data", "marble:/nowhere")[0] == 2 and content(tmp_path / "out") == before
     assert run(main, *truth, "--epochs", 2, "--limit", 2, "--overwrite")["step"] == 2
+
+
+def test_started_again_by_torchrun_it_goes_on(truth, tmp_path, monkeypatch):
+    truth = [*truth, "--epochs", 1, "--limit", 2]
+    run(main, *truth)
+    before = content(tmp_path / "out")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert "is done" in outcome(main, *truth, "--overwrite")[3] and content(tmp_path / "out") == before
+
+
+def test_interrupted_it_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    for argv, words in (([], "the same command goes on"), (["--overwrite"], "the same command without --overwrite goes on")):
+        assert enter("harkd.train", interrupted, argv) == 130 and words in capsys.readouterr().err
 
 
 def test_what_cannot_be_trained_costs_no_older_run(truth, model, mixed, tmp_path):
@@ -279,8 +296,8 @@ def test_what_a_student_writes_follows_its_prompt_and_is_scored(model, mixed):
     said = [*answers[:2], canonical(["EATING"] * len(windows[2].events)), answers[3]]
 
     class Told:
-        def __init__(self, model, tokenizer):
-            pass
+        def __init__(self, model, tokenizer, batch, cache_tokens):
+            assert batch == 16 and sum(len(e.ids) for e in examples) < cache_tokens < 8192  # one prefix, four answers: no 65,536
 
         def generate(self, requests):
             for asked in reversed(list(requests)):
@@ -289,9 +306,9 @@ def test_what_a_student_writes_follows_its_prompt_and_is_scored(model, mixed):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harkd.sampling.generator.Generator", Told)
-        written = practice.rollout(None, tokenizer, Sampling())(examples, 7)
+        written = practice.rollout(None, tokenizer, Sampling(max_new_tokens=500))(examples, 7)
         truths = {window.id: (LABELS, [event.labels for event in window.events]) for window in windows}
-        value = practice.f1(None, tokenizer, examples, truths, Sampling())()
+        value = practice.f1(None, tokenizer, examples, truths, Sampling(max_new_tokens=500))()
     for made, example, text, end in zip(written, examples, said, ("<|im_end|>",) * 3 + ("",), strict=True):
         first = example.mask.index(True)
         assert made.ids[:first] == example.ids[:first] and made.prefix == example.prefix
@@ -316,6 +333,7 @@ def test_ways_that_cannot_be_are_told(model, guided, traces, tmp_path):
     for flags, words in (
         (["--traces", guided, "--learn", "logits"], "name its model with --teacher"), (["--traces", guided, "--teacher", model], "leave it out"),
         (["--traces", guided, "--learn", "logits", "--teacher", other], "have different tokenizers"), (["--traces", traces, "--learn", "labels"], "without the probabilities"),
+        (["--traces", traces, "--learn", "sequence,labels"], "without the probabilities"),
         (["--traces", guided, "--learn", "sequence=much"], "'much' is not a number"), (["--traces", guided, "--learn", "magic"], "sequence, labels, logits"),
         (["--traces", guided, "--learn", "on-policy,logits", "--teacher", model, "--teacher-top-k", 4], "for logits alone"),
         (["--data", "marble:x", "--train-on", "truth", "--learn", "labels"], "the truth does not have"), (["--traces", guided, "--validate-f1", 1, "--validation", 0], "held-out windows"),
