@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import time
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import nn
 
 from harkd.distill import checkpoint
 from harkd.distill.distributed import World
-from harkd.distill.examples import TrainingExample
+from harkd.distill.examples import TrainingExample, digest_into
 from harkd.distill.losses import Objective, accumulate
 from harkd.distill.optimiser import AdamW, learning_rate
 from harkd.distill.packing import Pack, plan
@@ -168,12 +167,7 @@ def run_digest(
     """16 hex digits of all that a run depends on but the frozen weights: settings, objective, shapes of the parameters, examples."""
     shapes = {name: [str(parameter.dtype), *parameter.shape] for name, parameter in parameters.items()}
     digest = hashlib.sha256(json.dumps([asdict(settings), objective.facts(), shapes, len(train_examples)]).encode())
-    for example in (*train_examples, *validation_examples):
-        for values in ([len(example.prefix), len(example.ids)], example.prefix, example.ids, example.mask):
-            digest.update(array("q", values).tobytes())
-        digest.update(repr(example.choices).encode())
-        for tensor in example.top or ():
-            digest.update(tensor.contiguous().numpy())
+    digest_into(digest, (*train_examples, *validation_examples))
     return digest.hexdigest()[:16]
 
 
