@@ -149,8 +149,7 @@ def _trace(record: Mapping[str, Any], prompts: Mapping[str, str], file: Path, nu
         complete = roles[-1:] == ["assistant"] and all(isinstance(m["content"], str) for m in values["messages"] if m["role"] != "system")
         complete = complete and len(values["answer"]) == len(values["truth"]) and values["tokens"]["completion"] >= 0
         p = values["probabilities"]
-        of_labels = p is None or all(isinstance(value, (int, float)) for event in p for value in event.values())
-        complete = complete and of_labels and (p is None or len(p) == len(values["answer"]))
+        complete = complete and (p is None or (len(p) == len(values["answer"]) and all(x >= 0 for event in p for x in event.values())))
     except (TypeError, KeyError, AttributeError):
         complete = False
     if not complete:
