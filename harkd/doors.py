@@ -20,6 +20,7 @@ from typing import Any
 
 from harkd.errors import UserError
 from harkd.files import write_json
+from harkd.homes.dataset import content_digest
 from harkd.homes.prompt import TEMPLATE_VERSION
 from harkd.memory import peak_memory, reset_peak_memory  # noqa: F401, the doors take them from here
 from harkd.recognition import Guiding, Machine
@@ -76,8 +77,7 @@ def enter(prog: str, run: Callable[[Sequence[str] | None], dict[str, Any]], argv
 def add_model_arguments(parser: Parser) -> None:
     """--device and --dtype."""
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is a GPU")
-    dtypes = ["bfloat16", "float16", "float32", "float64"]
-    parser.add_argument("--dtype", default=None, choices=dtypes, help="of the weights; as they are stored")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32", "float64"], help="of the weights; as they are stored")
 
 
 def add_sampling_arguments(parser: Parser) -> None:
@@ -189,13 +189,14 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(inner, f"{name}.{key}" if name else str(key))
 
 
-def digests(models: Iterable[str], adapters: Iterable[str | None] = (), files: Iterable[Path] = ()) -> dict[str, str | None]:
+def digests(bases: Iterable[str], adapters: Iterable[str | None] = (), files: Iterable[Path] = (), data: Iterable[str | None] = ()) -> dict:
     """Digests, by place on this machine, of all that a run reads and that may be replaced under its name."""
     from harkd.qwen3.hub import ADAPTER_FILES, resolve
 
     adapted = [resolve(adapter, ADAPTER_FILES) / "adapter_model.safetensors" for adapter in adapters if adapter is not None]
-    bases = {str(folder): _model_digest(folder) for folder in dict.fromkeys(map(resolve, models))}
-    return bases | {str(file): file_digest(file) for file in (*adapted, *files)}
+    found = {str(folder): _model_digest(folder) for folder in dict.fromkeys(map(resolve, bases))}
+    read = {name: digest for name in data if name is not None and (digest := content_digest(name)) is not None}
+    return found | read | {str(file): file_digest(file) for file in (*adapted, *files)}
 
 
 def _model_digest(folder: Path) -> str:
