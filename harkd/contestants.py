@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,11 +94,14 @@ def _named(rows: Sequence[Contestant]) -> list[Contestant]:
     return [replace(row, name=f"{title(row, short=False)} #{i}") if file in shared else row for i, (row, file) in pairs]
 
 
-def check_files(contestant: Contestant) -> None:
-    """See that a contestant's files are there and whole, before hours go into the others. Raises UserError."""
+def check_files(contestant: Contestant, groups: Collection[str] = ()) -> None:
+    """See that a contestant's files are there and whole, before hours go into the others. Raises UserError.
+
+    Warns where its adapter was trained on some of `groups`, the digests of those evaluated.
+    """
     from harkd.qwen3.config import read_config
     from harkd.qwen3.hub import ADAPTER_FILES, resolve
-    from harkd.qwen3.lora import read_adapter_config
+    from harkd.qwen3.lora import read_adapter_config, read_notes
     from harkd.qwen3.tokenizer import load_tokenizer
     from harkd.tensors import read_header
 
@@ -107,3 +111,6 @@ def check_files(contestant: Contestant) -> None:
         adapter = resolve(contestant.adapter, ADAPTER_FILES)
         read_adapter_config(adapter)
         read_header(adapter / "adapter_model.safetensors")
+        if known := len(set(groups) & set(read_notes(adapter).get("groups", ()))):
+            what = f"the adapter {contestant.adapter} was trained on {known} of the {len(groups)} groups that are evaluated"
+            print(f"warning: {what}: its scores there say nothing about new ones", file=sys.stderr)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 from harkd.errors import UserError
 from harkd.files import write_json
+from harkd.homes.dataset import content_digest
 from harkd.homes.prompt import TEMPLATE_VERSION
 from harkd.memory import peak_memory, reset_peak_memory  # noqa: F401, the doors take them from here
 from harkd.recognition import Guiding, Machine
@@ -66,7 +68,8 @@ def enter(prog: str, run: Callable[[Sequence[str] | None], dict[str, Any]], argv
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted; the same command goes on from here", file=sys.stderr)
+        same = "the same command without --overwrite" if "--overwrite" in (sys.argv if argv is None else argv) else "the same command"
+        print(f"{prog}: interrupted; {same} goes on from here", file=sys.stderr)
         return 130
     return 0
 
@@ -74,8 +77,7 @@ def enter(prog: str, run: Callable[[Sequence[str] | None], dict[str, Any]], argv
 def add_model_arguments(parser: Parser) -> None:
     """--device and --dtype."""
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is a GPU")
-    dtypes = ["bfloat16", "float16", "float32", "float64"]
-    parser.add_argument("--dtype", default=None, choices=dtypes, help="of the weights; as they are stored")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32", "float64"], help="of the weights; as they are stored")
 
 
 def add_sampling_arguments(parser: Parser) -> None:
@@ -130,6 +132,7 @@ class RunFolder:
         `settings`: what must be the same when a run is continued, but for `out`, the folder itself; `files`: patterns of what the door
         writes there, which --overwrite removes, and nothing else; `inputs`: the digests of what it reads, part of the settings.
         """
+        overwrite = overwrite and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # started again by torchrun, it goes on
         self.path, self.overwrite, self.files = Path(path), overwrite, ("result.json", "cost.json", *files)
         asked = {name: value for name, value in settings.items() if name != "out"}  # a folder may be moved, or named with a slash
         self.settings = json.loads(json.dumps({"door": door, "template": TEMPLATE_VERSION, **asked, "inputs": inputs}))
@@ -186,13 +189,14 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(inner, f"{name}.{key}" if name else str(key))
 
 
-def digests(models: Iterable[str], adapters: Iterable[str | None] = (), files: Iterable[Path] = ()) -> dict[str, str | None]:
+def digests(bases: Iterable[str], adapters: Iterable[str | None] = (), files: Iterable[Path] = (), data: Iterable[str | None] = ()) -> dict:
     """Digests, by place on this machine, of all that a run reads and that may be replaced under its name."""
     from harkd.qwen3.hub import ADAPTER_FILES, resolve
 
     adapted = [resolve(adapter, ADAPTER_FILES) / "adapter_model.safetensors" for adapter in adapters if adapter is not None]
-    bases = {str(folder): _model_digest(folder) for folder in dict.fromkeys(map(resolve, models))}
-    return bases | {str(file): file_digest(file) for file in (*adapted, *files)}
+    found = {str(folder): _model_digest(folder) for folder in dict.fromkeys(map(resolve, bases))}
+    read = {name: digest for name in data if name is not None and (digest := content_digest(name)) is not None}
+    return found | read | {str(file): file_digest(file) for file in (*adapted, *files)}
 
 
 def _model_digest(folder: Path) -> str:

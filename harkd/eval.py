@@ -16,6 +16,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -29,7 +30,7 @@ from harkd.doors import (
 )  # fmt: skip
 from harkd.errors import UserError
 from harkd.files import write_json
-from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
+from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, group_digest, read, read_options
 from harkd.homes.events import Window
 from harkd.jsonl import JsonLinesWriter, read_json_lines
 from harkd.recognition import (
@@ -68,7 +69,6 @@ class EvalSettings:
     dtype: str | None = None
     guiding: Guiding = Guiding()
 
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(dict.fromkeys(self.data)))
 
@@ -82,16 +82,17 @@ def evaluate(
     """
     from harkd.qwen3.weights import as_device
 
-    datasets = datasets or [read(name, settings.options) for name in settings.data]
-    total = sum(1 for dataset in datasets for _ in _windows(settings, dataset))
+    named = () if datasets else settings.data
+    datasets = datasets or [read(name, settings.options) for name in named]
+    groups = Counter(group_digest(window) for dataset in datasets for window in _windows(settings, dataset))
     models = [row for row in settings.contestants if not row.baseline]
-    inputs = digests((row.model for row in models), (row.adapter for row in models))
+    inputs = digests((row.model for row in models), (row.adapter for row in models), data=named)
     folder = RunFolder(settings.out, "eval", asdict(settings), overwrite, FILES, inputs)
     if folder.result is not None:
         print(tables(folder.result["models"]))
         return folder.result
     for contestant in models:
-        check_files(contestant)
+        check_files(contestant, groups)
         asked = (one for dataset in datasets for _, one in _asked(contestant, settings, dataset, _windows(settings, dataset)))
         check_fit(contestant.model, asked, machine)
     if any(row.adapter for row in models) and any(len(dataset.folded()) > 1 for dataset in datasets):
@@ -103,7 +104,7 @@ def evaluate(
     for contestant in sorted(settings.contestants, key=lambda row: (not row.baseline, row.adapter is None)):
         reset_peak_memory()
         path = folder.path / contestant.file
-        sizes = _predict(contestant, settings, datasets, path, total, machine)
+        sizes = _predict(contestant, settings, datasets, path, groups.total(), machine)
         took = costs(record for _, record in read_json_lines(path))
         spent[contestant.name] = {**sizes, **took, "peak_memory_bytes": peak_memory()}
     scored = [pair for dataset in datasets for pair in _scores(settings, dataset, folder.path, spent)]

@@ -75,7 +75,7 @@ def generate(settings: GenerateSettings, *, machine: Machine = Machine(), overwr
     dataset = read(settings.data, settings.options)
     total = settings.samples * sum(1 for _ in first_windows(dataset, settings.split, settings.limit))
     wanted = {name: value for name, value in asdict(settings).items() if name != "import_completions"}  # answers may come in several files
-    inputs = {} if settings.import_completions else digests([settings.model], [settings.adapter])
+    inputs = digests([] if settings.import_completions else [settings.model], [settings.adapter], data=[settings.data])
     folder = RunFolder(settings.out, "generate", wanted, overwrite, FILES, inputs)
     if folder.result is not None:
         return folder.result
@@ -226,10 +226,8 @@ def _parser() -> Parser:
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
     parser.add_argument("--limit", type=int, help="only the first so many windows")
     parser.add_argument("--overwrite", action="store_true", help="start anew where --out holds a run")
-    out = "write the prompts, but for those that --out has traces of, as a batch file, and stop"
-    parser.add_argument("--export-prompts", metavar="FILE", help=out)
-    back = "take the answers from a batch's output file; several files may be imported one after the other"
-    parser.add_argument("--import-completions", metavar="FILE", help=back)
+    parser.add_argument("--export-prompts", metavar="FILE", help="write the prompts that --out has no traces of as a batch file, and stop")
+    parser.add_argument("--import-completions", metavar="FILE", help="take the answers from a batch's output file; from others later")
     add_data_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from harkd.errors import UserError
-from harkd.homes.dataset import ReadOptions, read
+from harkd.homes.dataset import ReadOptions, group_digest, read
 from harkd.homes.prompt import TEMPLATE_VERSION
 from harkd.qwen3.config import PROJECTIONS
 from harkd.recognition import first_windows
 
 if TYPE_CHECKING:
     from harkd.distill.examples import TrainingExample
+    from harkd.distill.traces import Trace
     from harkd.qwen3.tokenizer import Tokenizer
 
 Grouped = TypeVar("Grouped")  # a trace or a window: it has a group
@@ -73,6 +74,8 @@ class TrainSettings:
                 weights.append((name, float(weight) if given else 1.0))
             except ValueError:
                 raise UserError(f"--learn {self.learn}: {weight!r} is not a number, write for instance sequence,labels=0.5") from None
+            if name == "on-policy" and given:
+                raise UserError(f"--learn {self.learn}: on-policy takes no weight, --on-policy-fraction says in how many of the steps")
         ways = tuple(pair for pair in weights if pair != ("on-policy", 1.0))
         return ways or (("sequence", 1.0),), self.on_policy_fraction if len(ways) < len(weights) else 0.0
 
@@ -99,19 +102,26 @@ class TrainSettings:
             raise UserError(f"--lora-alpha must be above 0, not {self.lora_alpha}")
         if not 0 <= self.validation < 1:
             raise UserError(f"--validation must be at least 0 and below 1, not {self.validation}")
+        if min(self.patience, self.validate_f1) < 0:
+            raise UserError(f"--patience and --validate-f1 must be at least 0, not {self.patience} and {self.validate_f1}")
         if not 0 <= self.min_agreement <= 1:
             raise UserError(f"--min-agreement must be between 0 and 1, not {self.min_agreement}")
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """Examples to train and to validate on, their prompt template, the truth of the latter's windows, and (kept, of) traces by class."""
+    """Examples to train and to validate on, and what goes with them.
+
+    `asked`: with --validate-f1 one of each held-out window, for its prompt alone, and `truth` of these windows; `by_class`: (kept, of)
+    traces; `notes`: template, data and digests of the groups that are trained on, for the adapter.
+    """
 
     learn: list[TrainingExample]
     validate: list[TrainingExample]
-    template: str
+    asked: list[TrainingExample]
     truth: Truth
     by_class: Mapping[str, tuple[int, int]]
+    notes: Mapping[str, str | list[str]]
 
 
 def lessons(settings: TrainSettings, tokenizer: Tokenizer) -> Lessons:
@@ -127,20 +137,28 @@ def lessons(settings: TrainSettings, tokenizer: Tokenizer) -> Lessons:
         parts = hold_out(first_windows(dataset, settings.split, settings.limit), settings.validation, settings.seed)
         learn, validate = (examples_from_truth(dataset.homes, part, tokenizer, counts, rules=settings.rules) for part in parts)
         truth = {window.id: (dataset.home(window.home).label_names, [event.labels for event in window.events]) for window in parts[1]}
-        template = TEMPLATE_VERSION
+        template, names, asked = TEMPLATE_VERSION, [settings.data], validate
+        source = {window.id: window for window in parts[0]}
     else:
         traces = list(read_traces(Path(settings.traces), counts))
-        print(f"what --keep correct would keep of {len(traces)} traces, by --min-agreement:\n{yield_table(traces).text()}")
+        print(f"what --keep correct would keep of {len(traces)} traces, by --min-agreement:\n{yield_table(traces)}")
         selection = select(traces, settings.keep, settings.min_agreement, settings.cap)
         by_class = selection.by_class
         print(f"{selection.summary}; by class: {', '.join(f'{kept} of {of} {label}' for label, (kept, of) in by_class.items())}")
         if not selection.kept:
             raise UserError(f"{settings.traces} holds no trace to learn from: {selection.summary}")
         template = template_of(selection.kept)
-        parts = hold_out(selection.kept, settings.validation, settings.seed)
+        held_out = hold_out(traces, settings.validation, settings.seed)[1]  # of all: F1 also asks where the teacher was wrong
+        groups, questions = {trace.group for trace in held_out}, {trace.window: _question(trace) for trace in held_out}
+        parts = [[trace for trace in selection.kept if (trace.group in groups) == held] for held in (False, True)]
         learn, validate = (examples_from_traces(part, tokenizer, settings.train_on, counts) for part in parts)
-        truth = {trace.window: (trace.labels, trace.truth) for trace in parts[1]}
-        if [way for way, _ in settings.ways()[0]] == ["labels"]:
+        asked = examples_from_traces(questions.values(), tokenizer, settings.train_on)
+        names, source = sorted({trace.data for trace in parts[0]}), {trace.window: trace for trace in parts[0]}
+        truth = {trace.window: (trace.labels, trace.truth) for trace in held_out}
+        ways = dict(settings.ways()[0])
+        if learn and "labels" in ways and not any(example.choices for example in learn):
+            raise UserError(f"{settings.traces} is without the probabilities that labels are learnt from: generate it with --guided")
+        if list(ways) == ["labels"]:
             counts.update("without the probabilities of a guided answer" for e in (*learn, *validate) if not e.choices)
             learn, validate = ([example for example in part if example.choices] for part in (learn, validate))
     for cause, count in counts.items():
@@ -148,7 +166,15 @@ def lessons(settings: TrainSettings, tokenizer: Tokenizer) -> Lessons:
     if not learn:
         causes = ", ".join(f"{count} {cause}" for cause, count in counts.items())
         raise UserError(f"there is no example to train on ({causes or 'all are held out for validation'})")
-    return Lessons(learn, validate, template, truth, by_class)
+    groups = sorted({group_digest(source[example.window]) for example in learn})
+    notes = {"template": template, "data": names, "groups": groups}
+    return Lessons(learn, validate, asked if settings.validate_f1 else [], truth, by_class, notes)
+
+
+def _question(trace: Trace) -> Trace:
+    """A trace whose prompt alone counts: whatever the teacher wrote, an example can be made of it."""
+    turn = {"role": "assistant", "reasoning_content": "-", "content": ""}
+    return replace(trace, messages=[*trace.messages[:-1], turn], answer=[], probabilities=None)
 
 
 def hold_out(items: Iterable[Grouped], fraction: float, seed: int) -> tuple[list[Grouped], list[Grouped]]:

@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
 def _write(model: Qwen3, tokenizer: Tokenizer, examples: Sequence[TrainingExample], sampling: Sampling) -> list[Completion]:
     """A completion of each example's prompt, in their order."""
-    from harkd.sampling.generator import Generator
+    from harkd.sampling.generator import PAGE, Generator
 
     requests = [
         Request(e.window, tokenizer.decode(e.ids[: e.mask.index(True)]), tokenizer.decode(e.prefix), number, sampling)
         for number, e in enumerate(examples)
     ]
-    return sorted(Generator(model, tokenizer).generate(requests), key=lambda done: done.request.sample)
+    batch, most = 16, 65536  # as the doors have them, where so much is of use
+    own = sorted((e.mask.index(True) + sampling.max_new_tokens + PAGE for e in examples), reverse=True)
+    tokens = min(most, sum(own[:batch]) + sum(len(prefix) + PAGE for prefix in {tuple(e.prefix) for e in examples}))
+    return sorted(Generator(model, tokenizer, batch, tokens).generate(requests), key=lambda done: done.request.sample)
 
 
 def rollout(model: Qwen3, tokenizer: Tokenizer, sampling: Sampling) -> Callable[[Sequence[TrainingExample], int], list[TrainingExample]]:

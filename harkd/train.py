@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ from harkd.qwen3.config import PROJECTIONS
 from harkd.sampling.request import recommended
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from harkd.distill.distributed import World
     from harkd.distill.losses import Objective
     from harkd.distill.loop import LoopSettings
@@ -58,16 +60,15 @@ def train(
     from harkd.distill.loop import LoopSettings
     from harkd.distill.traces import TRACES
     from harkd.qwen3.lora import LoraConfig
+
     settings.check()
     lora = LoraConfig(settings.lora_rank, settings.lora_alpha, settings.target_modules)
-    loop = LoopSettings(
-        lr=settings.lr, epochs=settings.epochs, batch_tokens=settings.batch_tokens, packs_per_step=settings.packs_per_step,
-        seed=settings.seed, save_every=20, f1_every=settings.validate_f1, patience=settings.patience,
-    )  # fmt: skip
+    same = {name: getattr(settings, name) for name in ("lr", "epochs", "batch_tokens", "packs_per_step", "seed", "patience")}
+    loop = LoopSettings(**same, save_every=20, f1_every=settings.validate_f1)
     traces = Path(settings.traces or "")
     inputs = [traces / TRACES if traces.is_dir() else traces] if settings.traces is not None else []
     models = [settings.model] if settings.teacher is None else [settings.model, settings.teacher]
-    folder = RunFolder(settings.out, "train", asdict(settings), overwrite, FILES, digests(models, files=inputs))
+    folder = RunFolder(settings.out, "train", asdict(settings), overwrite, FILES, digests(models, files=inputs, data=[settings.data]))
     result = folder.result
     first = int(os.environ.get("RANK", "0")) == 0
     if result is None:
@@ -83,6 +84,8 @@ def train(
 def _train(
     settings: TrainSettings, lora: LoraConfig, loop: LoopSettings, folder: RunFolder, world: World, checkpoint_activations: bool
 ) -> dict[str, Any]:
+    from tqdm import tqdm
+
     from harkd.distill.examples import preview
     from harkd.distill.loop import check_examples, epoch_steps
     from harkd.distill.loop import train as train_loop
@@ -100,22 +103,23 @@ def _train(
     print(f"{len(learn)} examples to train on, {len(validate)} to validate on; the first, as the student sees it:\n")
     print(f"{preview(learn[0], tokenizer)}\n")
     model = load_model(settings.model, world.device, settings.dtype)
-    check_examples(model, [*learn, *validate], loop.batch_tokens)
-    usual, most = recommended(settings.thinking), room([*learn, *validate], min(loop.batch_tokens, model.config.max_position_embeddings))
+    every = [*learn, *validate, *found.asked]
+    check_examples(model, every, loop.batch_tokens)
+    usual, most = recommended(settings.thinking), room(every, min(loop.batch_tokens, model.config.max_position_embeddings))
     sampling = replace(usual, max_new_tokens=min(settings.max_new_tokens or usual.max_new_tokens, most), seed=settings.seed)
     objective = _objective(settings, tokenizer)
     teacher = lambda: load_model(settings.teacher, world.device, settings.dtype).requires_grad_(False)  # noqa: E731
     if objective.needs_teacher and settings.teacher_top_k is None:
         objective = replace(objective, teacher=teacher())
     notes = {
-        "base": settings.model, "base_fingerprint": fingerprint(model), "template": found.template, "thinking": settings.thinking,
-        "answer_form": ANSWER_FORM, "train_on": settings.train_on, "learn": settings.learn,
+        "base": settings.model, "base_fingerprint": fingerprint(model), "thinking": settings.thinking,
+        "answer_form": ANSWER_FORM, "train_on": settings.train_on, "learn": settings.learn, **found.notes,
     }  # fmt: skip
     parameters = add_lora(model, lora, settings.seed)
     model.checkpoint_activations = checkpoint_activations
     callables = {
         "rollout": rollout(model, tokenizer, replace(sampling, temperature=1.0, top_k=0, top_p=1.0)),  # the student's own distribution
-        "f1": f1(model, tokenizer, validate, found.truth, sampling) if settings.validate_f1 else None,
+        "f1": f1(model, tokenizer, found.asked, found.truth, sampling) if settings.validate_f1 else None,
     }
     if world.rank == 0:
         folder.begin()
@@ -124,8 +128,9 @@ def _train(
         taught = with_top_k([*learn, *validate], folder.path / "teacher.safetensors", *how)
         learn, validate = taught[: len(learn)], taught[len(learn) :]
     steps = sum(len(epoch_steps(learn, loop, epoch)) for epoch in range(settings.epochs))
-    with _Progress(steps, hidden=world.rank > 0) as log:
-        outcome = train_loop(model, parameters, learn, validate, loop, folder.path, objective=objective, world=world, log=log, **callables)
+    with tqdm(total=steps, unit="step", file=sys.stderr, disable=world.rank > 0) as bar:
+        callables["log"] = _shown(bar)
+        outcome = train_loop(model, parameters, learn, validate, loop, folder.path, objective=objective, world=world, **callables)
     result = {
         "out": settings.out, "examples": len(learn), "validation_examples": len(validate), "yield": found.by_class,
         "trained_parameters": sum(p.numel() for p in parameters.values()), **asdict(outcome),
@@ -148,74 +153,58 @@ def _objective(settings: TrainSettings, tokenizer: Tokenizer) -> Objective:
     return Objective(*settings.ways(), *knobs, vocab_size=tokenizer.vocab_size)
 
 
-class _Progress:
-    """A progress bar on stderr that shows the last losses: the loop's `log`."""
+def _shown(bar: tqdm) -> Callable[[dict[str, Any]], None]:
+    """The loop's `log`: the bar shows the last losses."""
+    shown: dict[str, str] = {}
 
-    def __init__(self, steps: int, hidden: bool) -> None:
-        from tqdm import tqdm
+    def log(record: dict[str, Any]) -> None:
+        shown.update({name: f"{record[name]:.4f}" for name in ("loss", "validation_loss", "validation_f1") if name in record})
+        bar.set_postfix(shown)
+        bar.update(record["step"] - bar.n)
 
-        self.bar, self.shown = tqdm(total=steps, unit="step", file=sys.stderr, disable=hidden), {}
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        self.shown.update({name: f"{record[name]:.4f}" for name in ("loss", "validation_loss", "validation_f1") if name in record})
-        self.bar.set_postfix(self.shown)
-        self.bar.update(record["step"] - self.bar.n)
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
+    return log
 
 
 def _parser() -> Parser:
-    default = TrainSettings("", "")
     parser = Parser("harkd.train", "A student learns from a teacher's traces, or from the truth; a LoRA adapter comes out.")
     parser.add_argument("--model", default=STUDENT, help="the student: a folder in Hugging Face's layout or a hub id")
     parser.add_argument("--traces", help=f"a folder that harkd.generate wrote; {DEFAULT_RUNS}/traces where none is named")
     parser.add_argument("--out", default=f"{DEFAULT_RUNS}/adapter", help="the run's folder, and the adapter's")
-    parser.add_argument("--train-on", choices=["reasoning", "answer", "truth"], default=default.train_on, help="what is learnt")
+    parser.add_argument("--train-on", choices=["reasoning", "answer", "truth"], help="what is learnt")
     kept = "which traces: that agree with the truth or with the other samples of their window, the best per window, all"
-    parser.add_argument("--keep", choices=["correct", "consistent", "best", "all"], default=default.keep, help=kept)
-    agreement = "share of events at which a correct or consistent trace must agree"
-    parser.add_argument("--min-agreement", type=float, default=default.min_agreement, help=agreement)
+    parser.add_argument("--keep", choices=["correct", "consistent", "best", "all"], help=kept)
+    parser.add_argument("--min-agreement", type=float, help="share of events at which a correct or consistent trace must agree")
     parser.add_argument("--cap", type=int, help="traces of a class from which on others of the same classes are left out")
     parser.add_argument("--data", help="with --train-on truth: READER:PATH")
-    parser.add_argument("--split", default=default.split, help="with --train-on truth: train, validation, test or all")
+    parser.add_argument("--split", help="with --train-on truth: train, validation, test or all")
     parser.add_argument("--limit", type=int, help="with --train-on truth: only the first so many windows")
-    parser.add_switch("--rules", default.rules, "with --train-on truth: put the rules for ambiguous cases into the prompt")
-    ways = "sequence, labels, logits, on-policy: several with commas, each with =WEIGHT where it is not 1"
-    parser.add_argument("--learn", default=default.learn, help=ways)
+    parser.add_switch("--rules", True, "with --train-on truth: put the rules for ambiguous cases into the prompt")
+    parser.add_argument("--learn", help="sequence, labels, logits, on-policy: several with commas, each with =WEIGHT where it is not 1")
     parser.add_argument("--teacher", help="the model that reads along, for logits and on-policy")
-    kinds = ["forward_kl", "reverse_kl", "jsd"]
-    top = "for logits: store the teacher's so many likeliest tokens once, and let the teacher go"
-    parser.add_argument("--teacher-top-k", type=int, help=top)
-    parser.add_argument("--divergence", choices=kinds, default=default.divergence, help="from the teacher's logits")
-    parser.add_argument("--beta", type=float, default=default.beta, help="the teacher's share of the middle, of jsd")
-    parser.add_argument("--teacher-temperature", type=float, default=default.teacher_temperature, help="of both, with logits")
-    fraction = "with on-policy: share of the steps in which the student writes"
-    parser.add_argument("--on-policy-fraction", type=float, default=default.on_policy_fraction, help=fraction)
-    parser.add_argument("--lora-rank", type=int, default=default.lora_rank)
-    parser.add_argument("--lora-alpha", type=float, default=default.lora_alpha)
+    parser.add_argument("--teacher-top-k", type=int, help="for logits: store the teacher's so many likeliest tokens once")
+    parser.add_argument("--divergence", choices=["forward_kl", "reverse_kl", "jsd"], help="from the teacher's logits")
+    parser.add_argument("--beta", type=float, help="the teacher's share of the middle, of jsd")
+    parser.add_argument("--teacher-temperature", type=float, help="of both, with logits")
+    parser.add_argument("--on-policy-fraction", type=float, help="with on-policy: share of the steps in which the student writes")
+    parser.add_argument("--lora-rank", type=int)
+    parser.add_argument("--lora-alpha", type=float)
     parser.add_argument("--target-modules", default=",".join(PROJECTIONS), help="projections that carry an adapter, with commas")
-    parser.add_argument("--lr", type=float, default=default.lr, help="learning rate at its peak")
-    parser.add_argument("--epochs", type=int, default=default.epochs)
-    pack = "tokens in a pack, the shared prefix counted once"
-    parser.add_argument("--batch-tokens", type=int, default=default.batch_tokens, help=pack)
-    parser.add_argument("--packs-per-step", type=int, default=default.packs_per_step, help="packs in a step, of all processes together")
+    parser.add_argument("--lr", type=float, help="learning rate at its peak")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch-tokens", type=int, help="tokens in a pack, the shared prefix counted once")
+    parser.add_argument("--packs-per-step", type=int, help="packs in a step, of all processes together")
     parser.add_argument("--checkpoint-activations", action="store_true", help="less memory: compute each layer twice")
-    share = "share of the recordings' groups held out to choose the best checkpoint"
-    parser.add_argument("--validation", type=float, default=default.validation, help=share)
-    f1 = "validate by F1 too, every N steps and epoch, and let it choose"
-    parser.add_argument("--validate-f1", type=int, default=default.validate_f1, metavar="N", help=f1)
-    parser.add_argument("--patience", type=int, default=default.patience, help="stop after so many validations in a row without a better")
+    parser.add_argument("--validation", type=float, help="share of the recordings' groups held out to choose the best checkpoint")
+    parser.add_argument("--validate-f1", type=int, metavar="N", help="validate by F1 too, every N steps and epoch, and let it choose")
+    parser.add_argument("--patience", type=int, help="stop after so many validations in a row without a better")
     parser.add_argument("--max-new-tokens", type=int, help="that the student may write in training; as in generation")
-    drawn = "of the adapter's first values, the order of examples and the held-out groups"
-    parser.add_argument("--seed", type=int, default=default.seed, help=drawn)
+    parser.add_argument("--seed", type=int, help="of the adapter, the examples' order and the held-out groups")
     parser.add_argument("--export", metavar="DIR", help="also write base and adapter, merged, as a Hugging Face folder")
     parser.add_argument("--overwrite", action="store_true", help="start anew where --out holds a run")
     add_data_arguments(parser)
     add_model_arguments(parser)
+    own = {"model", "out", "target_modules", "options"}
+    parser.set_defaults(**{field.name: field.default for field in fields(TrainSettings) if field.name not in own})
     return parser
 
 
@@ -225,14 +214,9 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser.at_least_one(args, "limit", "cap", "max_new_tokens", "teacher_top_k")
     if args.traces is None and args.train_on != "truth":
         args.traces = f"{DEFAULT_RUNS}/traces"
-    names = (
-        "model", "out", "traces", "train_on", "keep", "min_agreement", "cap", "data", "split", "limit", "rules", "learn", "teacher",
-        "teacher_top_k", "divergence", "beta", "teacher_temperature", "on_policy_fraction", "lora_rank", "lora_alpha", "lr", "epochs",
-        "batch_tokens", "packs_per_step", "validation", "validate_f1", "patience", "max_new_tokens", "seed", "dtype",
-    )  # fmt: skip
-    same = {name: getattr(args, name) for name in names}
+    same = {field.name: getattr(args, field.name) for field in fields(TrainSettings) if hasattr(args, field.name)}
     targets = tuple(name.strip() for name in args.target_modules.split(","))
-    settings = TrainSettings(**same, options=read_options(args), target_modules=targets)
+    settings = TrainSettings(**{**same, "options": read_options(args), "target_modules": targets})
     how = {"device": args.device, "export": args.export, "overwrite": args.overwrite}
     return train(settings, **how, checkpoint_activations=args.checkpoint_activations)
 

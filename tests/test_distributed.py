@@ -117,6 +117,16 @@ def test_two_processes_train_as_one(tmp_path):
     assert_same(tmp_path / "two", tmp_path / "one")
 
 
+def test_the_others_wait_while_the_first_works_alone(monkeypatch):
+    asked = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **how: asked.update(how))
+    for name, value in (("get_rank", 0), ("get_world_size", 2), ("destroy_process_group", None)):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
+    with join("cpu"):
+        assert asked["timeout"].total_seconds() >= 3600
+
+
 def test_processes_that_differ_are_told(tmp_path, monkeypatch):
     """The sum over processes is what tells: here one that differs from this one's double."""
     from harkd.distill.distributed import World

@@ -100,6 +100,9 @@ def test_sampling_flags(doors, door, flags, words):
         (["--lr", "nan"], ["lr", "nan"]),
         (["--lr", "1e300"], ["lr must be at most 1, not 1e+300"]),
         (["--batch-tokens", "0"], ["batch_tokens"]),
+        (["--patience", "-1"], ["--patience", "-1"]),
+        (["--validate-f1", "-1"], ["--validate-f1", "-1"]),
+        (["--learn", "on-policy=0.5", "--teacher", "x"], ["on-policy takes no weight, --on-policy-fraction"]),
         (["--validation", "1"], ["--validation", "1.0"]),
         (["--keep", "some"], ["--keep", "'some'"]),
         (["--traces", "/nowhere"], ["leave --traces out"]),
@@ -245,6 +248,9 @@ def test_traces(model, data, tmp_path):
     answered = {"answer": ["COOKING"] * 3, "agreement": 1.0, "finish_reason": "stop"}
     other = write_traces(tmp_path / "other", data, model, **answered, template="0", messages=None)
     refused("train", [*argv, other], "traces.jsonl, line 1")
+    for probabilities in ([{"COOKING": "1"}] * 3, [1, 2, 3], "abc", [{"COOKING": 1}]):
+        guided = write_traces(tmp_path / f"guided {probabilities}", data, model, **answered, probabilities=probabilities)
+        refused("train", [*argv, guided], "traces.jsonl, line 1: messages, answer, truth, tokens or probabilities")
     line = json.loads((bad / "traces.jsonl").read_text().splitlines()[0])
     line.pop("truth")
     (bad / "traces.jsonl").write_text(json.dumps(line) + "\n")

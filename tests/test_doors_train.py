@@ -1,6 +1,7 @@
 """python -m harkd.train: what is learnt, what is held out, what a killed run ends with, and what is exported."""
 
 import json
+import shutil
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -10,12 +11,15 @@ import torch
 
 from harkd.distill.traces import Trace, TraceWriter, agreement, read_traces
 from harkd.errors import UserError
+from harkd.eval import main as evaluate
+from harkd.generate import main as generate
 from harkd.homes.answer import canonical
-from harkd.homes.dataset import read
+from harkd.homes.dataset import group_digest, read
 from harkd.homes.prompt import prompt
 from harkd.qwen3.tokenizer import load_tokenizer
 from harkd.qwen3.weights import load_model
-from harkd.lessons import hold_out
+from harkd.doors import enter
+from harkd.lessons import TrainSettings, hold_out, lessons
 from harkd.train import main
 from tests.door_cases import LABELS, child, content, data, kill, lines, mixed, model, one_thread, outcome, run, short_prompts  # noqa: F401
 
@@ -142,6 +146,72 @@ def test_again_it_is_done(truth, tmp_path):
     assert code == 2 and "epochs: 1, now 2" in err and content(tmp_path / "out") == before
     assert outcome(main, *truth, "--epochs", 2, "--overwrite", "--data", "marble:/nowhere")[0] == 2 and content(tmp_path / "out") == before
     assert run(main, *truth, "--epochs", 2, "--limit", 2, "--overwrite")["step"] == 2
+
+
+def copied(data, folder):
+    shutil.copytree(data.removeprefix("marble:"), folder)
+    return f"marble:{folder}"
+
+
+@pytest.mark.parametrize("door", ["train", "eval", "generate"])
+def test_data_that_changed_are_other_settings(model, mixed, tmp_path, door):
+    mixed = copied(mixed, tmp_path / "data")
+    argv = ["--model", model, "--data", mixed, "--limit", 1, *(["--train-on", "truth", "--epochs", 1] if door == "train" else ["--max-new-tokens", 2])]
+    door = {"train": main, "eval": evaluate, "generate": generate}[door]
+    first = run(door, *argv, "--out", tmp_path / "data/runs/out")
+    (tmp_path / "data/.hidden").write_text("x")
+    assert run(door, *argv, "--out", tmp_path / "data/runs/out") == first  # nor does the run in it make it another one
+    path = tmp_path / "data/A1a/instance8/environmental.csv"
+    path.write_bytes(path.read_bytes().replace(b"R7", b"E2"))
+    code, _, _, err = outcome(door, *argv, "--out", tmp_path / "data/runs/out")
+    assert code == 2 and f"other settings (inputs.{mixed}: " in err and err.count("\n") == 1
+
+
+def test_the_groups_trained_on_are_noted_and_eval_warns_of_them(truth, model, mixed, tmp_path):
+    run(main, *truth, "--epochs", 1, "--limit", 3, "--validation", 0)
+    notes = json.loads((tmp_path / "out/harkd.json").read_text())
+    windows = list(read(mixed).windows("train"))
+    assert notes["data"] == [mixed] and notes["groups"] == sorted({group_digest(window) for window in windows[:3]}) and len(notes["groups"]) == 2
+    argv = ["--model", model, "--adapter", tmp_path / "out", "--data", mixed, "--max-new-tokens", 1, "--out"]
+    groups = len({window.group for window in windows})
+    told = f"warning: the adapter {tmp_path / 'out'} was trained on 2 of the {groups} groups"
+    assert told in outcome(evaluate, *argv, tmp_path / "seen", "--split", "train")[3]
+    assert "warning" not in outcome(evaluate, *argv, tmp_path / "new", "--split", "test")[3]
+
+
+def test_f1_asks_about_every_held_out_window(model, traces, tmp_path):
+    """Also those of which no trace is kept, once each."""
+    kept = [trace for trace in read_traces(traces) if trace.sample == 0]
+    held_out = {trace.window for trace in hold_out(kept, 0.5, 0)[1]}
+    with TraceWriter(tmp_path / "traces") as writer:
+        for trace in read_traces(traces):
+            wrong = trace.window in sorted(held_out)[1:]
+            writer.write(replace(trace, answer=[None] * len(trace.answer), agreement=0.0) if wrong else trace)
+    for train_on in ("answer", "reasoning"):
+        settings = TrainSettings(model, "out", str(tmp_path / "traces"), train_on, validation=0.5, validate_f1=1)
+        found = lessons(settings, load_tokenizer(model))
+        assert {example.window for example in found.validate} == {min(held_out)} and {e.window for e in found.asked} == held_out == set(found.truth)
+        assert len(found.asked) == len(held_out) and not held_out & {example.window for example in found.learn}
+        first = next(example for example in found.asked if example.window == min(held_out))
+        prompt, asked = (example.ids[: example.mask.index(True)] for example in (found.validate[0], first))
+        assert prompt == asked and first.prefix == found.validate[0].prefix
+        assert lessons(replace(settings, validate_f1=0), load_tokenizer(model)).asked == []
+
+
+def test_started_again_by_torchrun_it_goes_on(truth, tmp_path, monkeypatch):
+    truth = [*truth, "--epochs", 1, "--limit", 2]
+    run(main, *truth)
+    before = content(tmp_path / "out")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert "is done" in outcome(main, *truth, "--overwrite")[3] and content(tmp_path / "out") == before
+
+
+def test_interrupted_it_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    for argv, words in (([], "the same command goes on"), (["--overwrite"], "the same command without --overwrite goes on")):
+        assert enter("harkd.train", interrupted, argv) == 130 and words in capsys.readouterr().err
 
 
 def test_what_cannot_be_trained_costs_no_older_run(truth, model, mixed, tmp_path):
@@ -279,8 +349,8 @@ def test_what_a_student_writes_follows_its_prompt_and_is_scored(model, mixed):
     said = [*answers[:2], canonical(["EATING"] * len(windows[2].events)), answers[3]]
 
     class Told:
-        def __init__(self, model, tokenizer):
-            pass
+        def __init__(self, model, tokenizer, batch, cache_tokens):
+            assert batch == 16 and sum(len(e.ids) for e in examples) < cache_tokens < 8192  # one prefix, four answers: no 65,536
 
         def generate(self, requests):
             for asked in reversed(list(requests)):
@@ -289,9 +359,9 @@ def test_what_a_student_writes_follows_its_prompt_and_is_scored(model, mixed):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harkd.sampling.generator.Generator", Told)
-        written = practice.rollout(None, tokenizer, Sampling())(examples, 7)
+        written = practice.rollout(None, tokenizer, Sampling(max_new_tokens=500))(examples, 7)
         truths = {window.id: (LABELS, [event.labels for event in window.events]) for window in windows}
-        value = practice.f1(None, tokenizer, examples, truths, Sampling())()
+        value = practice.f1(None, tokenizer, examples, truths, Sampling(max_new_tokens=500))()
     for made, example, text, end in zip(written, examples, said, ("<|im_end|>",) * 3 + ("",), strict=True):
         first = example.mask.index(True)
         assert made.ids[:first] == example.ids[:first] and made.prefix == example.prefix
@@ -316,6 +386,7 @@ def test_ways_that_cannot_be_are_told(model, guided, traces, tmp_path):
     for flags, words in (
         (["--traces", guided, "--learn", "logits"], "name its model with --teacher"), (["--traces", guided, "--teacher", model], "leave it out"),
         (["--traces", guided, "--learn", "logits", "--teacher", other], "have different tokenizers"), (["--traces", traces, "--learn", "labels"], "without the probabilities"),
+        (["--traces", traces, "--learn", "sequence,labels"], "without the probabilities"),
         (["--traces", guided, "--learn", "sequence=much"], "'much' is not a number"), (["--traces", guided, "--learn", "magic"], "sequence, labels, logits"),
         (["--traces", guided, "--learn", "on-policy,logits", "--teacher", model, "--teacher-top-k", 4], "for logits alone"),
         (["--data", "marble:x", "--train-on", "truth", "--learn", "labels"], "the truth does not have"), (["--traces", guided, "--validate-f1", 1, "--validation", 0], "held-out windows"),

@@ -94,7 +94,19 @@ def test_it_learns_with_an_adapter_and_as_a_whole_model_in_bfloat16(tmp_path, lo
     assert all(parameter.dtype == (torch.float32 if lora else torch.bfloat16) for parameter in parameters.values())
 
 
-def test_the_best_by_validation_is_kept_and_handed_back(tmp_path):
+def after_best(monkeypatch, call):
+    """Let `call(facts)` follow whenever the best checkpoint has been written."""
+    save = checkpoint.save
+
+    def saved(folder, name, parameters, optimiser, facts):
+        save(folder, name, parameters, optimiser, facts)
+        if name == "best":
+            call(facts)
+
+    monkeypatch.setattr(checkpoint, "save", saved)
+
+
+def test_the_best_by_validation_is_kept_and_handed_back(tmp_path, monkeypatch):
     """The validation loss rises again in the middle of this run, which ends with the parameters of the lowest."""
     model, parameters = make_model(torch.float32)
     seen = []
@@ -102,13 +114,14 @@ def test_the_best_by_validation_is_kept_and_handed_back(tmp_path):
     def look(best):
         seen.append((best, validation_loss(model, VALIDATION, 25)))
 
-    result, _ = run(tmp_path, SETTINGS, VALIDATION, (model, parameters), on_best=look)
+    after_best(monkeypatch, look)
+    result, _ = run(tmp_path, SETTINGS, VALIDATION, (model, parameters))
     losses = {record["step"]: record["validation_loss"] for record in metrics(tmp_path) if "validation_loss" in record}
     assert result.start_loss == losses.pop(0)
     assert result.best_loss == min(losses.values()) == losses[result.best_step] and result.best_step < result.step
     assert validation_loss(model, VALIDATION, 25) == result.best_loss
-    assert [best.best_loss for best, _ in seen] == [loss for _, loss in seen]  # called with the best in place
-    assert seen[-1][0].best_step == result.best_step
+    assert [best["best_loss"] for best, _ in seen] == [loss for _, loss in seen]  # with the best in place
+    assert seen[-1][0]["best_step"] == result.best_step
 
 
 class Interrupted(Exception):
@@ -116,7 +129,7 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("moment", [0, 1, 2, 3, 6, 8, 11, "best 1", "best 3"])
-def test_interrupted_and_continued_equals_uninterrupted_to_the_bit(whole, tmp_path, moment):
+def test_interrupted_and_continued_equals_uninterrupted_to_the_bit(whole, tmp_path, monkeypatch, moment):
     folder, result, parameters = whole
     calls = {"log": 0, "best": 0}
 
@@ -125,8 +138,9 @@ def test_interrupted_and_continued_equals_uninterrupted_to_the_bit(whole, tmp_pa
         if moment in (calls["log"] - 1 if kind == "log" else None, f"{kind} {calls[kind]}"):
             raise Interrupted
 
-    with pytest.raises(Interrupted):
-        run(tmp_path, log=lambda record: interrupt("log"), on_best=lambda best: interrupt("best"))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        after_best(patch, lambda facts: interrupt("best"))
+        run(tmp_path, log=lambda record: interrupt("log"))
     found_result, found = run(tmp_path)
     assert found_result == result and same(found, parameters)
     assert metrics(tmp_path) == metrics(folder)

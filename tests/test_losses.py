@@ -168,6 +168,8 @@ def test_a_teacher_that_was_stored(tmp_path, k):
 
     stored = [with_top_k(EXAMPLES, tmp_path / "teacher.safetensors", k, 60, 2.0, VOCAB, load) for _ in range(2)][1]
     assert len(asked) == 1 and [replace(e, top=None) for e in stored] == EXAMPLES
+    other = with_top_k(EXAMPLES[1:], tmp_path / "teacher.safetensors", k, 60, 2.0, VOCAB, load)  # of other examples it is asked anew
+    assert len(asked) == 2 and torch.equal(other[0].top[0], stored[1].top[0])
     if k == VOCAB:
         expected = sum(definition("logits", student, teacher, objective, example) for example in EXAMPLES)
     else:

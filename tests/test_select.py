@@ -117,7 +117,7 @@ def test_a_control_token_in_the_text_makes_a_trace_unusable(text):
     spoilt = make_trace(messages=[*trace.messages[:-1], {**trace.messages[-1], **text}], sample=1)
     selection = select([trace, spoilt], "all")
     assert selection.kept == [trace] and selection.dropped == {"with a control token in its text": 1}
-    assert yield_table([spoilt]).total == (0,) * 6
+    assert yield_table([spoilt]).splitlines()[-1].split() == ["traces", *"000000"]
 
 
 def test_an_unknown_choice_is_refused():
@@ -126,15 +126,12 @@ def test_an_unknown_choice_is_refused():
 
 
 def test_the_yield_by_class_equals_what_select_keeps():
-    table = yield_table(TRACES)
-    assert table.total == tuple(len(select(TRACES, "correct", threshold).kept) for threshold in table.thresholds) == (4, 3, 3, 3, 3, 3)
-    assert table.by_class == {"COOKING": (4, 3, 3, 3, 3, 3), "EATING": (4, 3, 3, 3, 3, 3)}
+    table = [line.split() for line in yield_table(TRACES).splitlines()]
+    assert table[1:] == [[name, *"433333"] for name in ("COOKING", "EATING", "traces")]
     half = make_trace("e", 0, ("COOKING", "COOKING"), (("COOKING", "READING"), ("EATING",)))
-    mixed = [half, make_trace("f", 0, ("X",), (("SLEEPING",),))]
-    table = yield_table(mixed, (0.5, 1.0))
-    assert table.by_class == {"COOKING": (1, 0), "EATING": (1, 0), "READING": (1, 0), "SLEEPING": (0, 0)} and table.total == (1, 0)
-    assert table.text().splitlines()[0].split() == ["agreement", "at", "least", "0.5", "1.0"]
-    assert [line.split() for line in table.text().splitlines()][-2:] == [["SLEEPING", "0", "0"], ["traces", "1", "0"]]
+    table = [line.split() for line in yield_table([make_trace("f", 0, ("X",), (("SLEEPING",),)), half], (0.5, 1.0)).splitlines()]
+    assert table[0] == ["agreement", "at", "least", "0.5", "1.0"]
+    assert table[1:] == [["COOKING", "1", "0"], ["EATING", "1", "0"], ["READING", "1", "0"], ["SLEEPING", "0", "0"], ["traces", "1", "0"]]
 
 
 def test_reasoning_is_learnt_with_thinking_on_and_the_answer_canonically(tokenizer):

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -59,7 +60,8 @@ def join(device: str | None = None) -> Iterator[World]:
         return
     own = f"cuda:{os.environ['LOCAL_RANK']}" if device in (None, "cuda") and torch.cuda.is_available() else device
     place = as_device(own)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    waits = timedelta(hours=2)  # while the first process alone asks the teacher or writes for F1; a lost one is told at once
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=waits)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), str(place))
     finally:

@@ -17,6 +17,8 @@ mean, to that between the distributions over whole labels.
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +54,16 @@ class TrainingExample(Example):
     top: tuple[Tensor, Tensor] | None = None
 
 
+def digest_into(digest: hashlib._Hash, examples: Iterable[TrainingExample]) -> None:
+    """Feed a digest with all that examples consist of."""
+    for example in examples:
+        for values in ([len(example.prefix), len(example.ids)], example.prefix, example.ids, example.mask):
+            digest.update(array("q", values).tobytes())
+        digest.update(repr(example.choices).encode())
+        for tensor in example.top or ():
+            digest.update(tensor.contiguous().numpy())
+
+
 def template_of(traces: Sequence[Trace]) -> str:
     """The one prompt template that all traces were written with. Raises UserError where they differ: an adapter learns one."""
     versions = sorted({trace.template for trace in traces})
@@ -68,8 +80,6 @@ def examples_from_traces(
     Traces without reasoning are left out of "reasoning", and counted in counts["without reasoning"]. Those with probabilities bring
     their choices.
     """
-    if train_on not in ("reasoning", "answer"):
-        raise ValueError(f"traces are trained on by reasoning or answer, not {train_on!r}")
     thinking = train_on == "reasoning"
     prefixes: dict[tuple[int, ...], list[int]] = {}
     examples = []

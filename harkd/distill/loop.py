@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import time
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import nn
 
 from harkd.distill import checkpoint
 from harkd.distill.distributed import World
-from harkd.distill.examples import TrainingExample
+from harkd.distill.examples import TrainingExample, digest_into
 from harkd.distill.losses import Objective, accumulate
 from harkd.distill.optimiser import AdamW, learning_rate
 from harkd.distill.packing import Pack, plan
@@ -76,13 +75,11 @@ def train(
     rollout: Rollout | None = None,
     f1: Callable[[], float] | None = None,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
-    on_best: Callable[[Result], None] = lambda result: None,
 ) -> Result:
     """Train `parameters`, part of `model`, in place, and leave the best of them there. Continues from `folder`/last.safetensors if there.
 
     Args: objective: what is learnt; world: the processes that share the work; rollout: has the student write the examples of a step that
-    is learnt on-policy; f1: the F1 of the parameters in place; log: called with each line of metrics; on_best: called whenever the
-    parameters in place are the best so far.
+    is learnt on-policy; f1: the F1 of the parameters in place; log: called with each line of metrics.
     Raises UserError for a checkpoint of another run or two damaged ones, and where the loss is no longer a number or explodes.
     """
     # 1. The whole run is known beforehand: each step's epoch and packs
@@ -92,7 +89,7 @@ def train(
     folder, optimiser = Path(folder), AdamW(parameters, settings.weight_decay)
     digest = run_digest(settings, objective, parameters, train_examples, validation_examples)
     result = _resume(folder, digest, parameters, optimiser, world)
-    run = Progress(model, optimiser, validation_examples, settings, objective, world, folder, digest, result, f1, log, on_best)
+    run = Progress(model, optimiser, validation_examples, settings, objective, world, folder, digest, result, f1, log)
     with open_metrics(folder / METRICS, result.step, world) as run.metrics:
         run.result = result if result.step else replace(result, start_loss=run.validate(0))
         for step in range(result.step, len(schedule)):
@@ -170,12 +167,7 @@ def run_digest(
     """16 hex digits of all that a run depends on but the frozen weights: settings, objective, shapes of the parameters, examples."""
     shapes = {name: [str(parameter.dtype), *parameter.shape] for name, parameter in parameters.items()}
     digest = hashlib.sha256(json.dumps([asdict(settings), objective.facts(), shapes, len(train_examples)]).encode())
-    for example in (*train_examples, *validation_examples):
-        for values in ([len(example.prefix), len(example.ids)], example.prefix, example.ids, example.mask):
-            digest.update(array("q", values).tobytes())
-        digest.update(repr(example.choices).encode())
-        for tensor in example.top or ():
-            digest.update(tensor.contiguous().numpy())
+    digest_into(digest, (*train_examples, *validation_examples))
     return digest.hexdigest()[:16]
 
 

@@ -52,16 +52,9 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
     by_prefix: dict[tuple[int, ...], list[Example]] = {}
     for example in examples:
         by_prefix.setdefault(tuple(example.prefix), []).append(example)
-    ids: list[int] = []
-    positions: list[int] = []
-    rows: list[int] = []
-    targets: list[int] = []
+    ids, positions, rows, targets, lengths, prefix_of, prefix_len, prefix_start = ([] for _ in range(8))  # of int
     choices: list[tuple[int, int, float]] = []  # row, target, probability
     top: list[tuple[Tensor, Tensor]] = []
-    lengths: list[int] = []
-    prefix_of: list[int] = []
-    prefix_len: list[int] = []
-    prefix_start: list[int] = []
     for prefix, members in by_prefix.items():
         shared = len(prefix_len) if prefix else -1
         if prefix:

@@ -72,7 +72,6 @@ class Progress:
     result: Result
     f1: Callable[[], float] | None
     log: Callable[[dict[str, Any]], None]
-    on_best: Callable[[Result], None]
     metrics: JsonLinesWriter | None = None
 
     def report(self, **record: Any) -> None:
@@ -119,8 +118,6 @@ class Progress:
         if better:
             self.result = replace(self.result, **best)
             self._save(name, epoch)
-            if decides:
-                self.on_best(self.result)
 
     def _save(self, name: str, epoch: int) -> None:
         facts = {"run": self.digest, "torch": torch.__version__, "epoch": epoch, **asdict(self.result)}

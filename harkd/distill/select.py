@@ -122,40 +122,12 @@ def _rank(trace: Trace) -> tuple[float, int, int]:
     return 1.0 if trace.agreement is None else -trace.agreement, trace.tokens["completion"], trace.sample
 
 
-@dataclass(frozen=True)
-class YieldTable:
-    """How many traces with a complete answer each agreement threshold keeps.
-
-    `total[i]` are those with agreement >= thresholds[i]; `by_class[label][i]` those of them with at least one scored event of that true
-    label, so that a trace counts once under each of its labels.
-    """
-
-    thresholds: tuple[float, ...]
-    total: tuple[int, ...]
-    by_class: Mapping[str, tuple[int, ...]]
-
-    def text(self) -> str:
-        """The table for a terminal, classes by how often they occur at the lowest threshold."""
-        rows = sorted(self.by_class.items(), key=lambda row: (tuple(-count for count in row[1]), row[0]))
-        width = max(map(len, ("agreement at least", *self.by_class)))
-        lines = ["agreement at least".ljust(width) + "".join(f"{threshold:7.1f}" for threshold in self.thresholds)]
-        lines += [label.ljust(width) + "".join(f"{count:7d}" for count in counts) for label, counts in (*rows, ("traces", self.total))]
-        return "\n".join(lines)
-
-
-def yield_table(traces: Iterable[Trace], thresholds: Sequence[float] = THRESHOLDS) -> YieldTable:
-    """Count what each threshold of keep="correct" would keep, in all and by class. Every true label has a row, of zeros if need be."""
-    total = Counter[float]()
-    by_class: dict[str, Counter[float]] = {}
-    for trace in traces:
-        classes = {label for true in trace.truth for label in true}
-        for label in classes:
-            by_class.setdefault(label, Counter())
-        if unusable(trace) or trace.agreement is None:
-            continue
-        for threshold in (t for t in thresholds if trace.agreement >= t):
-            total[threshold] += 1
-            for label in classes:
-                by_class[label][threshold] += 1
-    rows = {label: tuple(count[t] for t in thresholds) for label, count in sorted(by_class.items())}
-    return YieldTable(tuple(thresholds), tuple(total[t] for t in thresholds), rows)
+def yield_table(traces: Sequence[Trace], thresholds: Sequence[float] = THRESHOLDS) -> str:
+    """How many traces keep="correct" would keep at each agreement threshold, in all and by class, the commonest first: for a terminal."""
+    found = [select(traces, "correct", threshold) for threshold in thresholds]
+    rows = [(label, [one.by_class[label][0] for one in found]) for label in found[0].by_class]
+    rows.sort(key=lambda row: ([-count for count in row[1]], row[0]))
+    width = max(map(len, ("agreement at least", *found[0].by_class)))
+    lines = ["agreement at least".ljust(width) + "".join(f"{threshold:7.1f}" for threshold in thresholds)]
+    rows.append(("traces", [len(one.kept) for one in found]))
+    return "\n".join([*lines, *(label.ljust(width) + "".join(f"{count:7d}" for count in counts) for label, counts in rows)])

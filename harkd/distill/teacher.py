@@ -1,11 +1,12 @@
 """A teacher's likeliest tokens at every supervised token, found once and stored, so that it need not be in memory while the student learns.
 
     teacher.safetensors    ids [N, K] int32, logprobs [N, K] float32: log softmax(logits / temperature), over the N supervised tokens of all
-                           examples in their order
+                           examples in their order; metadata "examples": their digest
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from harkd.distill.distributed import World
-from harkd.distill.examples import TrainingExample
+from harkd.distill.examples import TrainingExample, digest_into
 from harkd.distill.packing import collate, plan
 from harkd.kernels.loss import logits_of
 from harkd.qwen3.model import Qwen3
@@ -33,10 +34,12 @@ def with_top_k(
     load: Callable[[], Qwen3],
     world: World = World(),
 ) -> list[TrainingExample]:
-    """The examples with what a teacher says to each: read from `path`, or, where that does not exist, first written there by load()."""
+    """The examples with what a teacher says to each: read from `path`, or first written there by load() where that has not these."""
     k = min(k, vocab_size)
     ends = torch.tensor([0, *(sum(example.mask) for example in examples)]).cumsum(0).tolist()
-    if world.rank == 0 and not path.exists():
+    digest = hashlib.sha256()
+    digest_into(digest, examples)
+    if world.rank == 0 and not (path.exists() and _digest_of(path) == digest.hexdigest()):
         teacher = load()
         ids, logprobs = torch.empty(ends[-1], k, dtype=torch.int32), torch.empty(ends[-1], k)
         for pack in plan(examples, batch_tokens, seed=0, epoch=0):  # examples of one prefix stand together in it, as collate lays them out
@@ -48,8 +51,13 @@ def with_top_k(
                     logits = logits_of(part, teacher.head_weight[:vocab_size]) / temperature  # [n, V]
                     likeliest = logits.log_softmax(-1).topk(k)
                     ids[place], logprobs[place] = likeliest.indices.int().cpu(), likeliest.values.float().cpu()
-        write_tensors(path, {"ids": ids, "logprobs": logprobs})
+        write_tensors(path, {"ids": ids, "logprobs": logprobs}, {"examples": digest.hexdigest()})
     world.sum([0.0])  # the file is there
     with safe_open(path, "pt") as file:
         ids, logprobs = file.get_tensor("ids"), file.get_tensor("logprobs")
     return [replace(e, top=(ids[a:b], logprobs[a:b])) for e, a, b in zip(examples, ends, ends[1:], strict=False)]
+
+
+def _digest_of(path: Path) -> str | None:
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("examples")

@@ -148,8 +148,9 @@ def _trace(record: Mapping[str, Any], prompts: Mapping[str, str], file: Path, nu
         roles = [message["role"] for message in values["messages"]]
         complete = roles[-1:] == ["assistant"] and all(isinstance(m["content"], str) for m in values["messages"] if m["role"] != "system")
         complete = complete and len(values["answer"]) == len(values["truth"]) and values["tokens"]["completion"] >= 0
-        complete = complete and (values["probabilities"] is None or len(values["probabilities"]) == len(values["answer"]))
-    except (TypeError, KeyError):
+        p = values["probabilities"]
+        complete = complete and (p is None or (len(p) == len(values["answer"]) and all(x >= 0 for event in p for x in event.values())))
+    except (TypeError, KeyError, AttributeError):
         complete = False
     if not complete:
         raise UserError(f"{file}, line {number}: messages, answer, truth, tokens or probabilities do not have the form of a trace")

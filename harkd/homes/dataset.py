@@ -7,6 +7,7 @@ Reading opens the files once, to learn who lived where and when, hence the group
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -128,6 +129,34 @@ class Dataset:
             unscored=dict(notes.unscored.most_common()),
             noticed=dict(notes.noticed.most_common()),
         )
+
+
+def content_digest(data: str) -> str | None:
+    """16 hex digits of the files under the PATH of `READER:PATH`: names, sizes and bytes, of 256 MiB and more the first 64 KiB of each.
+
+    None for what is simulated. Hidden files and runs of harkd's are left aside. Raises UserError for a file that cannot be read.
+    """
+    reader, _, path = data.partition(":")
+    root, files, digest = os.path.expanduser(path), [], hashlib.sha256()
+    for folder, inner, names in os.walk(root) if reader != "simulated" else ():
+        if "settings.json" in names:
+            inner.clear()
+        else:
+            files += [Path(folder, name) for name in names if not name.startswith(".") and Path(folder, name).is_file()]
+    try:
+        sizes = {file: file.stat().st_size for file in sorted(files)}
+        for file, size in sizes.items():
+            digest.update(f"{file.relative_to(root)} {size}\n".encode(errors="surrogateescape"))
+            with open(file, "rb") as opened:
+                digest.update(opened.read(size if sum(sizes.values()) < 1 << 28 else 1 << 16))
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()[:16] if files else None
+
+
+def group_digest(of: Window | Any) -> str:
+    """16 hex digits for the home and group of a window or trace: an adapter's notes do not name whom it was trained on."""
+    return hashlib.sha256(f"{of.home} {of.group}".encode()).hexdigest()[:16]
 
 
 def read(data: str, options: ReadOptions = ReadOptions(), **overrides: Any) -> Dataset:
