@@ -221,7 +221,8 @@ def _scores(
     lost, first = list(_lost(settings, dataset)), None
     for contestant in settings.contestants:
         records = _records(folder / contestant.file, dataset)
-        scores, confusions = score_records(records, _labels(dataset), lost, reread)
+        again = lambda record: reread(record, dataset.home(record["home"]).label_names)  # noqa: E731
+        scores, confusions = score_records(records, _labels(dataset), lost, again)
         against = None if first is None else paired_differences(confusions, first)
         first = confusions if first is None else first
         name = {"name": contestant.name, "data": dataset.name}

@@ -27,7 +27,7 @@ def test_a_folder_is_itself(tmp_path, asked, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "ref", ["nowhere", "./no/where", "/no/where", "a/b/c", "Qwen/", "Qwen/Qwen3 0.6B", "../x/y", "https://host/model", "Qwen/Qwen3\n"]
+    "ref", ["nowhere", "./no/where", "/no/where", "a/b/c", "Qwen/", "Qwen/Qwen3 0.6B", "../x/y", "https://host/model", "Qwen/Qwen3\n", "~nobody/x"]
 )
 def test_neither_folder_nor_hub_id(ref, asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

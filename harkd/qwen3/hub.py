@@ -6,6 +6,7 @@ Only this module uses the network. HF_HUB_OFFLINE, HF_HOME and HF_TOKEN work as 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def resolve(ref: str | Path, patterns: Sequence[str] = MODEL_FILES) -> Path:
         if not folder.is_dir():  # they are being pretrained
             raise UserError(f"{ref} does not ship with this version of harkd yet: name another model with --model")
         return folder
-    folder = Path(ref).expanduser()
+    folder = Path(os.path.expanduser(ref))  # leaves ~nobody as it is, where Path.expanduser raises
     if folder.is_dir():
         return folder
     if folder.exists():

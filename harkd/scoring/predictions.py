@@ -20,7 +20,7 @@ from harkd.scoring.intervals import intervals
 from harkd.scoring.metrics import FIGURES, score
 
 Record = Mapping[str, Any]
-Reader = Callable[[Record, Sequence[str]], Sequence[str | None]]  # (record, labels) -> the label of each event
+Reader = Callable[[Record], Sequence[str | None]]  # the label of each event
 
 
 def score_records(
@@ -28,14 +28,15 @@ def score_records(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """All scores of at least one record, and the confusion of each group, [G, L, L + 1], for comparisons.
 
-    `lost` holds group and true labels of events in no window, which count as missing; `reread` gives the answer with labels normalised.
+    `lost` holds group and true labels of events in no window, which count as missing; `reread` gives a record's answer with its labels
+    normalised.
     """
     strict, lenient, causes, said = defaultdict(list), [], Counter[str](), []
     windows = malformed = 0
     for record in records:
         windows += 1
         strict[record["group"]] += zip(record["truth"], record["answer"], strict=True)
-        lenient += zip(record["truth"], reread(record, labels), strict=True)
+        lenient += zip(record["truth"], reread(record), strict=True)
         causes.update(record["causes"])
         malformed += Answer(record["answer"], record["causes"]).malformed
         said += _said(record, labels)
