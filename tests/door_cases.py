@@ -101,6 +101,7 @@ def child(door: str, *argv) -> subprocess.Popen:
     """The door in a process of its own, with the short home."""
     code = (
         "import sys; from tests.door_cases import short_home, marble_home; marble_home.home = short_home; import torch; torch.set_num_threads(1);"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # which jobs in the background inherit as ignored
         f"from harkd.{door} import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
