@@ -22,7 +22,7 @@ from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.dataset import content_digest
 from harkd.homes.prompt import TEMPLATE_VERSION
-from harkd.memory import peak_memory, reset_peak_memory  # noqa: F401, the doors take them from here
+from harkd.memory import peak_memory
 from harkd.recognition import Guiding, Machine
 from harkd.sampling.request import Sampling, recommended
 

@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any
 from harkd.contestants import Contestant, check_files, contestants
 from harkd.doors import (
     DEFAULT_RUNS, SIMULATED, STUDENT, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, guiding_of,
-    machine_of, peak_memory, reset_peak_memory, sampling_of,
+    machine_of, sampling_of,
 )  # fmt: skip
 from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, group_digest, read, read_options
 from harkd.homes.events import Window
 from harkd.jsonl import JsonLinesWriter, read_json_lines
+from harkd.memory import peak_memory, reset_peak_memory
 from harkd.recognition import (
     Guiding, Machine, check_fit, completions, first_windows, load_generator, probabilities, read_answer, request, reread,
 )  # fmt: skip

@@ -228,6 +228,7 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dout: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """dQ by rows; dK and dV by keys, a prefix's as partial sums that are added in their order."""
         q, k, v, out, lse = ctx.saved_tensors
         (tokens, heads, dim), kv_heads, gpu = q.shape, k.shape[1], gpu_family(q.device)
         dout, delta, norm = dout.contiguous(), torch.empty_like(lse), dim**-0.5

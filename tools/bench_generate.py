@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -25,18 +24,17 @@ from dataclasses import replace
 from itertools import cycle, islice
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from harkd.doors import peak_memory
 from harkd.homes.dataset import read
-from harkd.qwen3.config import PROJECTIONS
+from harkd.memory import peak_memory
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import load_tokenizer
 from harkd.qwen3.weights import load_model
 from harkd.recognition import Guiding, request
 from harkd.sampling.generator import Generator
 from harkd.sampling.request import Request, Sampling
+from tools.bench_prefill import bare_products, median_seconds
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -46,13 +44,9 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-@torch.inference_mode()
 def products(model: Qwen3, rows: int, head: bool) -> float:
     """Median seconds of the linear maps of all layers, and the head's, on `rows` rows."""
-    maps = [module.weight for name, module in model.named_modules() if name.rpartition(".")[2] in PROJECTIONS]
-    maps += [model.head_weight] if head else []
-    inputs = {weight.shape[1]: torch.randn(rows, weight.shape[1], dtype=model.dtype) for weight in maps}
-    return statistics.median(seconds(lambda: [F.linear(inputs[weight.shape[1]], weight) for weight in maps]) for _ in range(3))
+    return median_seconds(bare_products(model, rows, head), repeats=3)
 
 
 @torch.inference_mode()

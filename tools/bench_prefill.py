@@ -22,7 +22,7 @@ import torch
 import harkd.eval  # noqa: F401  (the doors count among the imports)
 import harkd.generate  # noqa: F401
 import harkd.train  # noqa: F401
-from harkd.doors import peak_memory
+from harkd.memory import peak_memory
 from harkd.qwen3.config import PROJECTIONS
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import load_tokenizer
@@ -57,9 +57,10 @@ def text_of(tokenizer, count: int, seed: int) -> str:
 
 
 @torch.inference_mode()
-def bare_products(model: Qwen3, rows: int) -> Callable[[], None]:
-    """The linear maps of all layers on `rows` rows."""
+def bare_products(model: Qwen3, rows: int, head: bool = False) -> Callable[[], None]:
+    """The linear maps of all layers, and the head's if wanted, on `rows` rows."""
     maps = [module.weight for name, module in model.named_modules() if name.rpartition(".")[2] in PROJECTIONS]
+    maps += [model.head_weight] if head else []
     inputs = {width: torch.randn(rows, width, dtype=model.dtype) for width in {weight.shape[1] for weight in maps}}
 
     @torch.inference_mode()
