@@ -27,7 +27,7 @@ from harkd.recognition import Guiding, Machine
 from harkd.sampling.request import Sampling, recommended
 
 DEFAULT_RUNS = "runs/default"  # what the doors read and write where they are told nothing,
-TEACHER, STUDENT, SIMULATED = "nano-teacher", "nano-student", "simulated"  # with what ships with the package
+TEACHER, STUDENT, SIMULATED, TRANSFER = "nano-teacher", "nano-student", "simulated", "simulated:T0"  # with what ships with the package
 
 
 class Parser(argparse.ArgumentParser):

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from harkd.contestants import Contestant, check_files, contestants
 from harkd.doors import (
-    DEFAULT_RUNS, SIMULATED, STUDENT, TEACHER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter, guiding_of,
-    machine_of, sampling_of,
+    DEFAULT_RUNS, SIMULATED, STUDENT, TEACHER, TRANSFER, Parser, RunFolder, add_model_arguments, add_sampling_arguments, digests, enter,
+    guiding_of, machine_of, sampling_of,
 )  # fmt: skip
 from harkd.errors import UserError
 from harkd.files import write_json
@@ -251,7 +251,8 @@ def _parser() -> Parser:
     models = f"a folder, a hub id, {TEACHER}, {STUDENT}, or {', '.join(f'baseline:{name}' for name in BASELINES)}; several times"
     parser.add_argument("--model", action="append", help=models)
     parser.add_argument("--adapter", action="append", default=[], help="a LoRA adapter of one of the models; may be given several times")
-    parser.add_argument("--data", action="append", help=f"READER:PATH, for instance marble:PATH, several times; {SIMULATED} without it")
+    data = f"READER:PATH, for instance marble:PATH, several times; {SIMULATED} without it, and {TRANSFER} too without --model"
+    parser.add_argument("--data", action="append", help=data)
     parser.add_argument("--split", default="test", help="train, validation, test or all")
     parser.add_argument("--out", default=f"{DEFAULT_RUNS}/eval", help="the run's folder")
     parser.add_switch("--thinking", None, "reason before the answer; as the adapter was trained, else yes")
@@ -271,7 +272,7 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser.at_least_one(args, "limit", "batch", "cache_tokens")
     if args.model is None:  # the models that ship with harkd, before and after what the other doors did without arguments
         args.model = [TEACHER, STUDENT, "baseline:majority", "baseline:sensor"]
-        args.adapter = args.adapter or [f"{DEFAULT_RUNS}/adapter"]
+        args.adapter, args.data = args.adapter or [f"{DEFAULT_RUNS}/adapter"], args.data or [SIMULATED, TRANSFER]
         if not Path(args.adapter[0]).is_dir():
             parser.error(f"there is no adapter {args.adapter[0]}: run harkd.train first, or name a --model")
     rows = contestants(args.model, args.adapter, args.thinking)

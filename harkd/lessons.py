@@ -50,7 +50,7 @@ class TrainSettings:
     lora_rank: int = 16
     lora_alpha: float = 32.0
     target_modules: tuple[str, ...] = PROJECTIONS
-    lr: float = 2e-4
+    lr: float | None = None  # 0.2 / the width of the model: 2e-4 at 0.6B
     epochs: int = 3
     batch_tokens: int = 8192
     packs_per_step: int = 1

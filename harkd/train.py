@@ -26,7 +26,7 @@ from harkd.export import check_export, export_merged
 from harkd.homes.answer import ANSWER_FORM
 from harkd.homes.dataset import add_data_arguments, read_options
 from harkd.lessons import TrainSettings, lessons
-from harkd.qwen3.config import PROJECTIONS
+from harkd.qwen3.config import PROJECTIONS, read_config
 from harkd.sampling.request import recommended
 
 if TYPE_CHECKING:
@@ -59,12 +59,14 @@ def train(
     from harkd.distill.distributed import join
     from harkd.distill.loop import LoopSettings
     from harkd.distill.traces import TRACES
+    from harkd.qwen3.hub import resolve
     from harkd.qwen3.lora import LoraConfig
 
     settings.check()
     lora = LoraConfig(settings.lora_rank, settings.lora_alpha, settings.target_modules)
-    same = {name: getattr(settings, name) for name in ("lr", "epochs", "batch_tokens", "packs_per_step", "seed", "patience")}
-    loop = LoopSettings(**same, save_every=20, f1_every=settings.validate_f1)
+    same = {name: getattr(settings, name) for name in ("epochs", "batch_tokens", "packs_per_step", "seed", "patience")}
+    lr = 0.2 / read_config(resolve(settings.model)).hidden_size if settings.lr is None else settings.lr
+    loop = LoopSettings(lr, **same, save_every=20, f1_every=settings.validate_f1)
     traces = Path(settings.traces or "")
     inputs = [traces / TRACES if traces.is_dir() else traces] if settings.traces is not None else []
     models = [settings.model] if settings.teacher is None else [settings.model, settings.teacher]
@@ -189,7 +191,7 @@ def _parser() -> Parser:
     parser.add_argument("--lora-rank", type=int)
     parser.add_argument("--lora-alpha", type=float)
     parser.add_argument("--target-modules", default=",".join(PROJECTIONS), help="projections that carry an adapter, with commas")
-    parser.add_argument("--lr", type=float, help="learning rate at its peak")
+    parser.add_argument("--lr", type=float, help="learning rate at its peak; 0.2 / the model's width where none is given, 2e-4 at 0.6B")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-tokens", type=int, help="tokens in a pack, the shared prefix counted once")
     parser.add_argument("--packs-per-step", type=int, help="packs in a step, of all processes together")

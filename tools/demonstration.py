@@ -11,7 +11,8 @@ recipe on
     correct traces      those that agree with the truth, as the doors do it
 
 All of them, the teacher, the student before and two baselines then label the held-out days of D<S>, and of T<S>, a home that no one was
-trained on. Prints weighted F1: the mean over seeds with its 95% interval (Student's t), and the median; the last line is JSON.
+trained on. With --ways the student learns from the same guided traces in the four ways of --learn instead. Prints weighted F1: the mean
+over seeds with its 95% interval (Student's t), and the median, and the seconds of training; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 from harkd.contestants import contestants
 from harkd.distill.traces import Trace, TraceWriter, read_traces
-from harkd.doors import STUDENT, TEACHER
+from harkd.doors import STUDENT, TEACHER, read_json
 from harkd.eval import EvalSettings, evaluate
 from harkd.files import write_json
 from harkd.generate import GenerateSettings, generate
+from harkd.recognition import Guiding
 from harkd.sampling.request import recommended
 from harkd.scoring.table import align
 from harkd.train import TrainSettings, train
 
-ADAPTERS = {"true answers": "truth", "shuffled traces": "shuffled", "all traces": "all", "correct traces": "correct"}
-ROWS = ("baseline:majority", "baseline:sensor", "student before", *(f"student, {name}" for name in ADAPTERS), "teacher")
+BASELINES = ("baseline:majority", "baseline:sensor")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by number of seeds
 
 
@@ -51,35 +52,52 @@ def shuffle(traces: Sequence[Trace], seed: int) -> list[Trace]:
     ]
 
 
-def one_seed(seed: int, out: Path) -> dict[str, dict[str, float]]:
-    """Weighted F1 of every row on both homes."""
-    home, other = f"simulated:D{seed}", f"simulated:T{seed}"
-    sampling = replace(recommended(True), seed=seed)
-    generate(GenerateSettings(TEACHER, home, f"{out}/traces", sampling=sampling))
+def controls(seed: int, home: str, out: Path) -> dict[str, TrainSettings]:
+    """What the student is trained on, by name; writes the traces."""
+    generate(GenerateSettings(TEACHER, home, f"{out}/traces", sampling=replace(recommended(True), seed=seed)))
     if not (out / "shuffled").exists():
         with TraceWriter(out / "shuffled.partial") as writer:
             for trace in shuffle(list(read_traces(out / "traces")), seed):
                 if (trace.window, trace.sample) not in writer.done:
                     writer.write(trace)
         (out / "shuffled.partial").rename(out / "shuffled")
-    runs = {
-        "truth": TrainSettings(STUDENT, f"{out}/truth", train_on="truth", data=home, seed=seed),
-        "shuffled": TrainSettings(STUDENT, f"{out}/by-shuffled", f"{out}/shuffled", keep="all", seed=seed),
-        "all": TrainSettings(STUDENT, f"{out}/by-all", f"{out}/traces", keep="all", seed=seed),
-        "correct": TrainSettings(STUDENT, f"{out}/by-correct", f"{out}/traces", seed=seed),
+    return {
+        "true answers": TrainSettings(STUDENT, f"{out}/by-truth", train_on="truth", data=home, seed=seed),
+        "shuffled traces": TrainSettings(STUDENT, f"{out}/by-shuffled", f"{out}/shuffled", keep="all", seed=seed),
+        "all traces": TrainSettings(STUDENT, f"{out}/by-all", f"{out}/traces", keep="all", seed=seed),
+        "correct traces": TrainSettings(STUDENT, f"{out}/by-correct", f"{out}/traces", seed=seed),
     }
+
+
+def ways(seed: int, home: str, out: Path) -> dict[str, TrainSettings]:
+    """The four ways to learn from the same guided traces, which hold the teacher's probabilities; writes them."""
+    how = {"sampling": replace(recommended(True), seed=seed), "guiding": Guiding(True)}
+    generate(GenerateSettings(TEACHER, home, f"{out}/guided", **how))
+    common = TrainSettings(STUDENT, "", f"{out}/guided", seed=seed)
+    return {
+        "sequence": replace(common, out=f"{out}/sequence"),
+        "sequence and labels": replace(common, out=f"{out}/labels", learn="sequence,labels"),
+        "logits": replace(common, out=f"{out}/logits", learn="logits", teacher=TEACHER),
+        "sequence and on-policy": replace(common, out=f"{out}/on-policy", learn="sequence,on-policy", teacher=TEACHER),
+    }
+
+
+def one_seed(seed: int, out: Path, made: Callable[[int, str, Path], dict[str, TrainSettings]]) -> dict[str, dict[str, float]]:
+    """Weighted F1 of every row on both homes, and the seconds of each training."""
+    home, other = f"simulated:D{seed}", f"simulated:T{seed}"
+    runs = made(seed, home, out)
     for settings in runs.values():
         train(settings)
-    adapters = [settings.out for settings in runs.values()]
-    rows = contestants([TEACHER, STUDENT, "baseline:majority", "baseline:sensor"], adapters, None)
-    names = {settings.out: f"student, {next(name for name, run in ADAPTERS.items() if run == key)}" for key, settings in runs.items()}
-    named = {row.name: names.get(row.adapter, row.model) for row in rows}
-    named |= {row.name: "teacher" for row in rows if row.model == TEACHER}
-    named |= {row.name: "student before" for row in rows if row.model == STUDENT and row.adapter is None and row.thinking}
+    of = {settings.out: f"student, {name}" for name, settings in runs.items()}
+    rows = contestants([TEACHER, STUDENT, *BASELINES], list(of), None)
+    rows = [row for row in rows if row.baseline or row.adapter or row.thinking]
+    plain = {TEACHER: "teacher", STUDENT: "student before"}
+    named = {row.name: of.get(row.adapter) or plain.get(row.model, row.model) for row in rows}
     found = {}
     for place, data in (("D", home), ("T", other)):
-        scored = evaluate(EvalSettings(tuple(rows), data, f"{out}/eval-{place}"))
+        scored = evaluate(EvalSettings(tuple(rows), data, f"{out}/eval-{made.__name__}-{place}"))
         found[place] = {named[model["name"]]: model["weighted_f1"] for model in scored["models"]}
+    found["seconds"] = {of[run.out]: read_json(Path(run.out) / "cost.json")["seconds"] for run in runs.values()}
     return found
 
 
@@ -94,19 +112,24 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
+    parser.add_argument("--ways", action="store_true", help="compare the ways to learn (--learn) instead of what is learnt from")
     args = parser.parse_args(argv)
-    found = {seed: one_seed(seed, args.out / str(seed)) for seed in args.seeds}
-    table, result = [["", "D, held-out days", "median", "T, another home", "median"]], {}
-    for row in ROWS:
+    made = ways if args.ways else controls
+    found = {seed: one_seed(seed, args.out / str(seed), made) for seed in args.seeds}
+    first = found[args.seeds[0]]
+    table, result = [["", "D, held-out days", "median", "T, another home", "median", "seconds"]], {}
+    for row in sorted(first["D"], key=[*BASELINES, "student before", *first["seconds"], "teacher"].index):
         result[row] = {place: summary([found[seed][place][row] for seed in args.seeds]) for place in ("D", "T")}
         cells = []
         for of in result[row].values():
             cells += [f"{of['mean']:.3f} [{of['interval'][0]:.3f}, {of['interval'][1]:.3f}]", f"{of['median']:.3f}"]
-        table.append([row, *cells])
+        took = [found[seed]["seconds"].get(row) for seed in args.seeds]
+        table.append([row, *cells, f"{statistics.median(took):.0f}" if took[0] else ""])
     print(align(table))
-    write_json(args.out / "demonstration.json", {"seeds": args.seeds, "rows": result, "by_seed": found})
-    teacher, student, sensor = (result[row]["D"]["median"] for row in ("teacher", "student, correct traces", "baseline:sensor"))
-    ratios = {"teacher_f1": teacher, "teacher_minus_sensor": teacher - sensor, "student_to_teacher": student / teacher}
+    write_json(args.out / f"{made.__name__}.json", {"seeds": args.seeds, "rows": result, "by_seed": found})
+    teacher, sensor = (result[row]["D"]["median"] for row in ("teacher", "baseline:sensor"))
+    ratios = {"teacher_f1": teacher, "teacher_minus_sensor": teacher - sensor}
+    ratios |= {f"{row} / teacher": result[row]["D"]["median"] / teacher for row in first["seconds"]}
     print(json.dumps({"ratios": ratios}))
     return 0
 

@@ -7,7 +7,8 @@
 2. The corpus: --homes homes of P, --windows windows of each, with their true answers behind a short thought made from the truth or, one
    time in four, alone. Half of the windows are events from all over a day, each of which belongs to another activity than the one
    before: it is there that a model learns to look labels up in the list of the home.
-3. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, each home once.
+3. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, each home once, in --rounds over as many
+   homes each, the learning rate at its peak being halved from round to round.
 
 Each model is written as a Hugging Face folder, its tensors in bfloat16; `tools/results/` keeps the log. No home of families D and T is
 ever seen.
@@ -18,7 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -125,7 +127,8 @@ def corpus(tokenizer, homes: range, windows: int) -> list[TrainingExample]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--homes", type=int, default=1800)
+    parser.add_argument("--homes", type=int, default=1800, help="of a round")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--batch-tokens", type=int, default=3072)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -139,29 +142,38 @@ def main(argv: list[str] | None = None) -> int:
     base = args.out / "tokenizer"
     save_tokenizer(train_tokenizer(texts, VOCABULARY), base)
     tokenizer = load_tokenizer(base)
-    learn, held_out = corpus(tokenizer, range(args.homes), args.windows), corpus(tokenizer, range(10**6, 10**6 + 12), args.windows)
-    print(f"{len(learn)} examples, {sum(len(e.ids) for e in learn)} own tokens, prefixes of {len(learn[0].prefix)} tokens", file=sys.stderr)
+    rounds = [corpus(tokenizer, range(i * args.homes, (i + 1) * args.homes), args.windows) for i in range(args.rounds)]
+    held_out = corpus(tokenizer, range(10**6, 10**6 + 12), args.windows)
+    own = sum(len(example.ids) for learn in rounds for example in learn)
+    print(f"{sum(map(len, rounds))} examples of {own} tokens, and prefixes of {len(held_out[0].prefix)}", file=sys.stderr)
     settings = LoopSettings(
         lr=args.lr, epochs=1, batch_tokens=args.batch_tokens, seed=args.seed, weight_decay=0.01, warmup_fraction=0.03, eval_every=200,
         save_every=100,
     )  # fmt: skip
     for name in SIZES:
         if args.only in (None, name):
-            pretrain(name, tokenizer.vocab_size, learn, held_out, settings, args.out)
+            pretrain(name, tokenizer.vocab_size, rounds, held_out, settings, args.out)
     return 0
 
 
 def pretrain(
-    name: str, vocab_size: int, learn: list[TrainingExample], held_out: list[TrainingExample], settings: LoopSettings, out: Path
+    name: str,
+    vocab_size: int,
+    rounds: Sequence[list[TrainingExample]],
+    held_out: list[TrainingExample],
+    settings: LoopSettings,
+    out: Path,
 ) -> None:
     """Train one of SIZES from random weights, and write it to `out`/NAME."""
     config = Qwen3Config(vocab_size, *SIZES[name], head_dim=64, rope_theta=1e4, tie_word_embeddings=True, max_position_embeddings=8192)
     model = initialise(Qwen3(config), settings.seed)
     parameters = dict(model.named_parameters())
     print(f"{name}: {sum(p.numel() for p in parameters.values())} parameters", file=sys.stderr)
-    log = lambda record: print(json.dumps(record), flush=True)  # noqa: E731
-    result = train(model, parameters, learn, held_out, settings, out / f"{name}-run", log=log)
-    print(f"{name}: {result}", file=sys.stderr)
+    for number, learn in enumerate(rounds):
+        log = lambda record: print(json.dumps({"model": name, "round": number, **record}), flush=True)  # noqa: B023, E731
+        halved = replace(settings, lr=settings.lr / 2**number)
+        result = train(model, parameters, learn, held_out, halved, out / f"{name}-run" / str(number), log=log)
+        print(f"{name}, round {number}: {result}", file=sys.stderr)
     save_model(model.to(torch.bfloat16), out / name, out / "tokenizer")
     stored = json.loads((out / name / "config.json").read_text(encoding="utf-8"))
     write_json(out / name / "config.json", {**stored, "torch_dtype": "float32"})  # in which a CPU computes so small a model faster
