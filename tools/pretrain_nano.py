@@ -48,8 +48,8 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINK = ("<think>", "</think>")  # ordinary added tokens in Qwen3: skipping special tokens keeps them
 VOCABULARY = 2048
 SIZES = {  # hidden, intermediate, layers, heads, key/value heads
-    "nano-teacher": (192, 512, 4, 3, 1),
-    "nano-student": (64, 160, 2, 2, 1),
+    "nano-teacher": (192, 512, 4, 4, 4),
+    "nano-student": (64, 160, 2, 2, 2),
 }
 TOKENIZER_HOMES = 300
 LICENCE = Path(__file__).parents[1] / "LICENSE"
@@ -94,7 +94,7 @@ def lessons(number: int, windows: int) -> Iterator[tuple[Home, Window, list[dict
     """(home, window, messages with the true answer, with reasoning?) of windows drawn from home P`number`, half of them scattered ones."""
     rng = Random(f"lessons {number}")
     dataset = read(f"simulated:P{number}")
-    days = rng.sample(list(dataset.recordings()), 4)
+    days = rng.sample(list(dataset.recordings()), 2)
     found = [window for day in days for window in Dataset(dataset.name, dataset.homes, (day,)).windows() if true_answer(window)]
     drawn = rng.sample(found, min(windows, len(found)))
     drawn[::2] = [scattered(days[i % len(days)], f"scattered{i}", rng) for i in range(len(drawn[::2]))]
@@ -107,8 +107,8 @@ def lessons(number: int, windows: int) -> Iterator[tuple[Home, Window, list[dict
 def corpus(tokenizer, homes: range, windows: int) -> list[TrainingExample]:
     """The examples of several homes.
 
-    The events are learnt too, since their words repeat the home's: it is there that a small model learns to copy. Labels of events without
-    a true one are masked from the loss.
+    The words of the events are learnt too, since they repeat the home's: it is there that a small model learns to copy. Masked from the
+    loss are their times, which nothing foretells, and labels of events without a true one.
     """
     examples = []
     for number in homes:
@@ -119,7 +119,8 @@ def corpus(tokenizer, homes: range, windows: int) -> list[TrainingExample]:
             example = render_example(tokenizer, messages, thinking=thinking, unscored=unscored)
             prefix = prefix or example.prefix
             events = example.mask.index(True)
-            mask = [False] + [True] * (events - 1) + example.mask[events:]  # the prefix foretells no token of its own
+            words = [any(map(str.isalpha, tokenizer.decode([id]))) for id in example.ids[1:events]]  # behind the first, which nothing foretells
+            mask = [False, *words, *example.mask[events:]]
             examples.append(TrainingExample(prefix, example.ids, mask, window.id))
     return examples
 
@@ -127,11 +128,12 @@ def corpus(tokenizer, homes: range, windows: int) -> list[TrainingExample]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--homes", type=int, default=1800, help="of a round")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--batch-tokens", type=int, default=3072)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--homes", type=int, default=4500, help="of a round")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--windows", type=int, default=2, help="of a home")
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--packs-per-step", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=SIZES)
     args = parser.parse_args(argv)
@@ -147,8 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     own = sum(len(example.ids) for learn in rounds for example in learn)
     print(f"{sum(map(len, rounds))} examples of {own} tokens, and prefixes of {len(held_out[0].prefix)}", file=sys.stderr)
     settings = LoopSettings(
-        lr=args.lr, epochs=1, batch_tokens=args.batch_tokens, seed=args.seed, weight_decay=0.01, warmup_fraction=0.03, eval_every=200,
-        save_every=100,
+        lr=args.lr, epochs=1, batch_tokens=args.batch_tokens, packs_per_step=args.packs_per_step, seed=args.seed, weight_decay=0.01,
+        warmup_fraction=0.03, eval_every=200, save_every=100,
     )  # fmt: skip
     for name in SIZES:
         if args.only in (None, name):
