@@ -2,9 +2,9 @@
 
 The low-rank path does little arithmetic: at rank 16 it costs the bytes it moves. Products with nothing to fuse are torch's own. Forward:
 the low-rank part is written first, and the base product, which is bound by arithmetic, reads it while it multiplies; no kernel is needed.
-Backward: `_backward` reads dy once for ds and dB. A program takes BLOCK_M rows and a span of columns, so ds is a sum over spans and dB one over blocks of rows, both
-added up in a fixed order, without atomics. The partial sums of dB move 4 r / BLOCK_M times the bytes of dy, which a second reading of dy
-undercuts from rank 65 on: there both are products of torch's.
+Backward: `_backward` reads dy once for ds and dB. A program takes BLOCK_M rows and a span of columns, so ds is a sum over spans and dB one
+over blocks of rows, both added up in a fixed order, without atomics. The partial sums of dB move 4 r / BLOCK_M times the bytes of dy, which
+a second reading of dy undercuts from rank 65 on: there both are products of torch's.
 """
 
 from __future__ import annotations
