@@ -22,6 +22,7 @@ from harkd.errors import UserError
 from harkd.files import write_json
 from harkd.homes.dataset import content_digest
 from harkd.homes.prompt import TEMPLATE_VERSION
+from harkd.jsonl import read_json
 from harkd.memory import peak_memory
 from harkd.recognition import Guiding, Machine
 from harkd.sampling.request import Sampling, recommended
@@ -80,8 +81,8 @@ def add_model_arguments(parser: Parser) -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32", "float64"], help="of the weights; as they are stored")
 
 
-def add_sampling_arguments(parser: Parser) -> None:
-    """The flags of Sampling, and --batch. None stands for Qwen3's recommended value."""
+def add_sampling_arguments(parser: Parser, guided: bool = True) -> None:
+    """The flags of Sampling, of Guiding unless `guided` is False, and of Machine. None stands for Qwen3's recommended value."""
     group = parser.add_argument_group("sampling (by default what Qwen3 recommends with and without reasoning)")
     group.add_argument("--temperature", type=float, help="0 is greedy; recommended 0.6 with reasoning, 0.7 without")
     group.add_argument("--top-p", type=float, help="recommended 0.95 with reasoning, 0.8 without")
@@ -91,8 +92,9 @@ def add_sampling_arguments(parser: Parser) -> None:
     group.add_argument("--max-new-tokens", type=int, help="4096 with reasoning, 1024 without")
     group.add_argument("--max-thinking", type=int, help="close the reasoning after so many tokens and go to the answer")
     group.add_argument("--seed", type=int, default=0, help="of the sampling noise")
-    group.add_argument("--guided", action="store_true", help="choose the labels alone: the answer's form is given, and never malformed")
-    group.add_argument("--exact-probabilities", action="store_true", help="with --guided: of every label, also where several begin alike")
+    if guided:
+        group.add_argument("--guided", action="store_true", help="choose the labels alone: the answer's form is given, and never malformed")
+        group.add_argument("--exact-probabilities", action="store_true", help="with --guided: of every label, even where some begin alike")
     group.add_argument("--batch", type=int, default=16, help="completions written at once")
     group.add_argument("--cache-tokens", type=int, default=65536, help="room of the key/value cache")
 
@@ -220,11 +222,3 @@ def file_digest(path: Path) -> str | None:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:16]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises UserError where it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None

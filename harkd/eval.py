@@ -43,8 +43,8 @@ from harkd.scoring.baselines import answers as baseline_answers
 from harkd.scoring import plots
 from harkd.scoring.intervals import LEAST, paired_differences
 from harkd.scoring.metrics import FIGURES
-from harkd.scoring.predictions import costs, score_records
-from harkd.scoring.report import look, write_report, write_timeline
+from harkd.scoring.predictions import costs, read_records, score_records
+from harkd.scoring.report import counts, look, write_report, write_timeline
 from harkd.scoring.table import tables
 
 if TYPE_CHECKING:
@@ -104,21 +104,17 @@ def evaluate(
     # baselines, then adapters: faults of the training files, and an adapter that does not fit its base, show before hours go into the rest
     for contestant in sorted(settings.contestants, key=lambda row: (not row.baseline, row.adapter is None)):
         reset_peak_memory()
-        path = folder.path / contestant.file
-        sizes = _predict(contestant, settings, datasets, path, groups.total(), machine)
-        took = costs(record for _, record in read_json_lines(path))
-        spent[contestant.name] = {**sizes, **took, "peak_memory_bytes": peak_memory()}
-    scored = [pair for dataset in datasets for pair in _scores(settings, dataset, folder.path, spent)]
-    rows, metrics = [row for row, _ in scored], [scores for _, scores in scored]
+        sizes = _predict(contestant, settings, datasets, folder.path / contestant.file, groups.total(), machine)
+        spent[contestant.name] = {**sizes, "peak_memory_bytes": peak_memory()}
+    rows, metrics, answers = _scores(settings, datasets, folder.path, spent)
     write_json(folder.path / "metrics.json", {"data": [dataset.name for dataset in datasets], "split": settings.split, "models": metrics})
     for dataset, found in zip(datasets, metrics[:: len(settings.contestants)]):
         print(_told(settings, dataset, found))
     print(f"\n{tables(rows)}")
     if plots.installed():
         best = max(rows[: len(settings.contestants)], key=lambda row: row["weighted_f1"] or 0)["name"]
-        records = _records(folder.path / next(row.file for row in settings.contestants if row.name == best), datasets[0])
         run = look(_windows(settings, datasets[0])).recording
-        write_timeline(folder.path / "timeline.png", run, records, _labels(datasets[0]), best)
+        write_timeline(folder.path / "timeline.png", run, answers[best], _labels(datasets[0]), best)
     peaks = [cost["peak_memory_bytes"] for cost in spent.values()]
     peak = {name: max(found.get(name, 0) for found in peaks) for name in peaks[-1]}
     return folder.finish({"models": rows}, {"peak_memory_bytes": peak, "models": spent})
@@ -196,10 +192,6 @@ def _model_answers(dataset: Dataset, written: Iterable[tuple[Window, Completion]
         }  # fmt: skip
 
 
-def _records(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
-    return [record for _, record in read_json_lines(path) if record["data"] == dataset.name]
-
-
 def _labels(dataset: Dataset) -> list[str]:
     """The labels on offer in any home, in their order."""
     return list(dict.fromkeys(name for home in dataset.homes for name in home.label_names))
@@ -216,30 +208,39 @@ def _lost(settings: EvalSettings, dataset: Dataset) -> Iterator[tuple[str, Seque
 
 
 def _scores(
-    settings: EvalSettings, dataset: Dataset, folder: Path, spent: dict[str, dict[str, Any]]
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each contestant's row of the result and its entry in metrics.json."""
-    lost, first = list(_lost(settings, dataset)), None
+    settings: EvalSettings, datasets: Sequence[Dataset], folder: Path, spent: dict[str, dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, dict[str, Sequence[str | None]]]]:
+    """Rows of the result and entries of metrics.json, for each data set one of each contestant; and each contestant's answers to the
+    windows of the first data set. `spent` learns what the predictions took.
+    """
+    lost, first, answers = [list(_lost(settings, dataset)) for dataset in datasets], {}, {}
+    scored = {}
     for contestant in settings.contestants:
-        records = _records(folder / contestant.file, dataset)
-        again = lambda record: reread(record, dataset.home(record["home"]).label_names)  # noqa: E731
-        scores, confusions = score_records(records, _labels(dataset), lost, again)
-        against = None if first is None else paired_differences(confusions, first)
-        first = confusions if first is None else first
-        name = {"name": contestant.name, "data": dataset.name}
-        figures = {figure: scores[figure] for figure in (*FIGURES, "missing", "malformed")}
-        figures["weighted_f1_interval"] = scores["intervals"] and scores["intervals"]["weighted_f1"]
-        seconds = costs(records)["seconds_per_window"]
-        row = {**name, **figures, "parameters": spent[contestant.name]["parameters"], "seconds_per_window": seconds}
-        yield row, {**name, **scores, "against_first": against}
+        of_data = read_records(folder / contestant.file)
+        spent[contestant.name] |= costs(chain.from_iterable(of_data.values()))
+        answers[contestant.name] = {record["window"]: record["answer"] for record in of_data[datasets[0].name]}
+        for n, dataset in enumerate(datasets):
+            again = lambda record: reread(record, dataset.home(record["home"]).label_names)  # noqa: E731, B023
+            records = of_data[dataset.name]
+            scores, confusions = score_records(records, _labels(dataset), lost[n], again)
+            against = paired_differences(confusions, first[n]) if n in first else None
+            first.setdefault(n, confusions)
+            name = {"name": contestant.name, "data": dataset.name}
+            row = {**name, **{figure: scores[figure] for figure in (*FIGURES, "missing", "malformed")}}
+            row["weighted_f1_interval"] = scores["intervals"] and scores["intervals"]["weighted_f1"]
+            row["parameters"] = spent[contestant.name]["parameters"]
+            row["seconds_per_window"] = costs(records)["seconds_per_window"]
+            scored[n, len(answers)] = row, {**name, **scores, "against_first": against}
+    rows, metrics = zip(*(scored[place] for place in sorted(scored)), strict=True)
+    return list(rows), list(metrics), answers
 
 
 def _told(settings: EvalSettings, dataset: Dataset, scores: dict[str, Any]) -> str:
     """What was evaluated, and why there are no intervals where there are none."""
-    counts = f"{scores['windows']} windows of {settings.split}, {scores['events']} events, of which {scores['scored']} are scored"
-    text = f"{dataset.name}: {counts}"
+    text = f"{dataset.name}: {counts(scores, settings.split)}"
     if dataset.left_out:
-        text += f"; {dataset.left_out} recordings are left out by --split-by {dataset.options.split_by}"
+        of_fold = " of a fold at most" if len(dataset.folded()) > 1 else ""
+        text += f"; {dataset.left_out} recordings are left out{of_fold} by --split-by {dataset.options.split_by}"
     if scores["intervals"] is None:
         few = f"{text}\n{scores['groups']} groups are too few for intervals, which need {LEAST}"
         return few if dataset.options.folds else f"{few}: --folds K scores all groups"

@@ -183,9 +183,8 @@ def _event(line: bytes, number: int) -> tuple[dict[str, Any], Event]:
         json.dumps(given, allow_nan=False)
     except (ValueError, RecursionError):
         raise UserError("it is not JSON, or holds a number that is not finite") from None
-    texts: list[Any] = [None]
-    if isinstance(given, dict):
-        texts = [given.get("time"), given.get("sensor"), given.get("room", ""), given.get("state")]
+    of = given.get if isinstance(given, dict) else {}.get
+    texts = [of("time"), of("sensor"), of("room", ""), of("state")]
     if not all(isinstance(text, str) for text in texts):
         raise UserError('an event is an object with the texts "time", "sensor" and "state", and perhaps "room"')
     moment = clock(texts[0].replace("T", " "))
@@ -224,23 +223,21 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--out", metavar="FILE", help="append the answers there, and go on behind those that it holds")
     parser.add_switch("--rules", True, "put the rules for ambiguous cases into the prompt")
     add_model_arguments(parser)
-    add_sampling_arguments(parser)
+    add_sampling_arguments(parser, guided=False)  # answers always are
     args = parser.parse_args(argv)
     parser.at_least_one(args, "window", "batch", "cache_tokens")
-    if args.guided or args.exact_probabilities:
-        parser.error("answers are always guided, and each has its probability: leave --guided and --exact-probabilities out")
     thinking = live_mode(args.adapter, args.thinking)
     if args.temperature is None and not thinking:
         args.temperature = 0.0
     how = {"thinking": thinking, "sampling": sampling_of(args, thinking), "window": args.window, "rules": args.rules, "dtype": args.dtype}
+    done, writer = 0, None
     try:
-        for number, told in read_json_lines(Path(args.out)) if os.path.isfile(args.out or "") else ():
+        for done, (number, told) in enumerate(read_json_lines(Path(args.out)) if os.path.isfile(args.out or "") else (), 1):
             if "activity" not in told:
                 raise UserError(f"{args.out}, line {number} is no answer of harkd.recognize: name another file with --out")
         writer = JsonLinesWriter(Path(args.out)) if args.out else None
     except OSError as error:
         raise UserError(f"{args.out} cannot be written: {error.strerror}") from None
-    done = sum(1 for _ in read_json_lines(writer.path)) if writer else 0
     recognizer = Recognizer.load(args.model, args.adapter, args.home, **how, machine=machine_of(args))
     write = writer.append if writer else lambda told: print(json.dumps(told), flush=True)
     return serve(recognizer, sys.stdin.buffer, write, args.max_wait, args.reasoning, done)

@@ -32,24 +32,16 @@ def lora_linear_reference(x: Tensor, weights: Sequence[Tensor], a: Sequence[Tens
 
 
 def lora_linear(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
-    scale: float,
-    backend: str = "auto",
-    variant: str = "base_last",
+    x: Tensor, weights: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor], scale: float, backend: str = "auto"
 ) -> list[Tensor]:
     """The adapted projections y_i [T, out_i] of one input x [T, in], one for each weight. Differentiable in x, A_i and B_i.
 
-    Args: weights: W_i [out_i, in], frozen; a: A_i [r, in]; b: B_i [out_i, r], r from 1 to 256; variant: of the Triton backend's forward
-    pass, "base_last" (the low-rank part is written first and the base product adds itself onto it), "expand" (a kernel adds the low-rank
-    part to the base product in place) or "fused" (one kernel does both products).
+    Args: weights: W_i [out_i, in], frozen; a: A_i [r, in]; b: B_i [out_i, r], r from 1 to 256.
     """
     if use_triton(backend, x, *weights, *a, *b):
         from harkd.kernels.lora_triton import LoraLinear
 
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             raise ValueError("lora_linear gives the base weights no gradient: freeze them")
-        return list(LoraLinear.apply(x, scale, variant, *weights, *a, *b))
+        return list(LoraLinear.apply(x, scale, *weights, *a, *b))
     return lora_linear_reference(x, weights, a, b, scale)

@@ -1,11 +1,10 @@
 """The autograd function of kernels/lora.py, where the formulas are, and its Triton kernels.
 
 The low-rank path does little arithmetic: at rank 16 it costs the bytes it moves. Products with nothing to fuse are torch's own. Forward:
-where the low-rank part is written first, the base product, which is bound by arithmetic, reads it while it multiplies; a kernel that adds
-in place reads and writes y on its own time; a fused kernel does neither, but has to multiply as fast as cuBLAS. Backward: `_backward` reads
-dy once for ds and dB. A program takes BLOCK_M rows and a span of columns, so ds is a sum over spans and dB one over blocks of rows, both
-added up in a fixed order, without atomics. The partial sums of dB move 4 r / BLOCK_M times the bytes of dy, which a second reading of dy
-undercuts from rank 65 on: there both are products of torch's.
+the low-rank part is written first, and the base product, which is bound by arithmetic, reads it while it multiplies; no kernel is needed.
+Backward: `_backward` reads dy once for ds and dB. A program takes BLOCK_M rows and a span of columns, so ds is a sum over spans and dB one
+over blocks of rows, both added up in a fixed order, without atomics. The partial sums of dB move 4 r / BLOCK_M times the bytes of dy, which
+a second reading of dy undercuts from rank 65 on: there both are products of torch's.
 """
 
 from __future__ import annotations
@@ -20,58 +19,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from harkd.kernels.tiles import Tile, gpu_family, tile_for
+from harkd.kernels.tiles import gpu_family, tile_for
 
 PROGRAMS = 256  # of a backward launch, about: twice the multiprocessors of a large GPU, and fixed, so that sums do not depend on the GPU
 LARGEST_FUSED_RANK = 64
-
-
-@triton.jit
-def _low_rank(low, b, row, column, rows, columns, low_stride, rank, RANK: tl.constexpr):
-    """Rows of low [T, r] times rows of B [out, r]: a tile of low B^T in float32."""
-    k = tl.arange(0, RANK)
-    left = tl.load(low + row.to(tl.int64)[:, None] * low_stride + k[None, :], (row < rows)[:, None] & (k < rank)[None, :], other=0.0)
-    right = tl.load(b + column[None, :] * rank + k[:, None], (column < columns)[None, :] & (k < rank)[:, None], other=0.0)
-    return tl.dot(left, right, input_precision="ieee")
-
-
-@triton.jit
-def _expand(
-    low, b, y, rows, columns, low_stride, rank, scale, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """y += s low B^T in place."""
-    blocks = tl.cdiv(columns, BLOCK_N)
-    row = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    at = y + row.to(tl.int64)[:, None] * columns + column[None, :]
-    base = tl.load(at, inside, other=0.0).to(tl.float32)
-    base += _low_rank(low, b, row, column, rows, columns, low_stride, rank, RANK) * scale
-    tl.store(at, base.to(y.dtype.element_ty), inside)
-
-
-@triton.jit
-def _fused(
-    x, w, low, b, y, rows, columns, depth, low_stride, rank, scale,
-    RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """y = s low B^T + x W^T. Programs take GROUP blocks of rows before the next block of columns, so that W's tiles stay in the cache."""
-    row_blocks, column_blocks = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    first = tl.program_id(0) // (GROUP * column_blocks) * GROUP
-    height = tl.minimum(row_blocks - first, GROUP)
-    within = tl.program_id(0) % (GROUP * column_blocks)
-    row = (first + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = within // height * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    x_at = x + row.to(tl.int64)[:, None] * depth + k[None, :]
-    w_at = w + column.to(tl.int64)[None, :] * depth + k[:, None]
-    total = _low_rank(low, b, row, column, rows, columns, low_stride, rank, RANK) * scale
-    for start in range(0, depth, BLOCK_K):
-        left = tl.load(x_at + start, (row < rows)[:, None] & (k < depth - start)[None, :], other=0.0)
-        right = tl.load(w_at + start, (column < columns)[None, :] & (k < depth - start)[:, None], other=0.0)
-        total = tl.dot(left, right, total, input_precision="ieee")
-    at = y + row.to(tl.int64)[:, None] * columns + column[None, :]
-    tl.store(at, total.to(y.dtype.element_ty), (row < rows)[:, None] & (column < columns)[None, :])
 
 
 @triton.jit
@@ -98,31 +49,9 @@ def _backward(
     tl.store(ds + at, total * scale, exists)
 
 
-def _tile(kernel: str, x: Tensor, rank: int) -> tuple[int, Tile]:
-    """The rank padded to what a matrix unit takes, and the tile, halved both ways for float32, which is twice as long."""
-    padded = max(16, triton.next_power_of_2(rank))
-    tile = tile_for(kernel, padded, gpu_family(x.device))
-    return padded, replace(tile, m=tile.m // 2, n=tile.n // 2) if x.dtype == torch.float32 else tile
-
-
-def _output(x: Tensor, weight: Tensor, low: Tensor, b: Tensor, scale: float, variant: str) -> Tensor:
+def _output(x: Tensor, weight: Tensor, low: Tensor, b: Tensor, scale: float) -> Tensor:
     """One projection [T, out]; low [T, r] may be columns of a wider tensor."""
-    (rows, depth), (columns, rank) = x.shape, b.shape
-    if variant == "base_last":
-        y = x.new_empty(rows, columns).addmm_(low, b.T, beta=0, alpha=scale)
-        return y.addmm_(x, weight.T)
-    if variant not in ("expand", "fused"):
-        raise ValueError(f'variant is "base_last", "expand" or "fused", not {variant!r}')
-    padded, tile = _tile(f"lora_{variant}", x, rank)
-    grid = (triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n),)
-    constants = {"RANK": padded, "BLOCK_M": tile.m, "BLOCK_N": tile.n, "num_warps": tile.warps, "num_stages": tile.stages}
-    if variant == "expand":
-        y = F.linear(x, weight)
-        _expand[grid](low, b, y, rows, columns, low.stride(0), rank, scale, **constants)
-    else:
-        y, weight, constants = x.new_empty(rows, columns), weight.contiguous(), constants | {"BLOCK_K": tile.k, "GROUP": 8}
-        _fused[grid](x, weight, low, b, y, rows, columns, depth, low.stride(0), rank, scale, **constants)
-    return y
+    return x.new_empty(len(x), len(b)).addmm_(low, b.T, beta=0, alpha=scale).addmm_(x, weight.T)
 
 
 def _low_gradients(dy: Tensor, b: Tensor, low: Tensor, scale: float, ds: Tensor) -> Tensor:
@@ -131,7 +60,10 @@ def _low_gradients(dy: Tensor, b: Tensor, low: Tensor, scale: float, ds: Tensor)
     if rank > LARGEST_FUSED_RANK:
         ds.addmm_(dy, b, beta=0, alpha=scale)
         return (dy.T @ low).to(torch.float32) * scale
-    padded, tile = _tile("lora_backward", dy, rank)
+    padded = max(16, triton.next_power_of_2(rank))  # what a matrix unit takes
+    tile = tile_for("lora_backward", padded, gpu_family(dy.device))
+    if dy.dtype == torch.float32:  # twice as long
+        tile = replace(tile, m=tile.m // 2, n=tile.n // 2)
     row_blocks, column_blocks = triton.cdiv(rows, tile.m), triton.cdiv(columns, tile.n)
     span = triton.cdiv(column_blocks * row_blocks, PROGRAMS) * tile.n
     spans = triton.cdiv(columns, span) if rows else 0
@@ -149,7 +81,7 @@ class LoraLinear(torch.autograd.Function):
     """All projections of one input; `tensors` are the weights, then all A, then all B."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float, variant: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, scale: float, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Keeps x, x A^T and what A and B were cast to."""
         count, x = len(tensors) // 3, x.contiguous()
         weights, a = tensors[:count], tensors[count : 2 * count]
@@ -159,7 +91,7 @@ class LoraLinear(torch.autograd.Function):
         low = F.linear(x, down)  # [T, sum of r]
         parts = zip(weights, low.split(ctx.ranks, 1), b, strict=True)
         ctx.save_for_backward(x, low, down, *weights, *b)
-        return tuple(_output(x, weight, part, up, scale, variant) for weight, part, up in parts)
+        return tuple(_output(x, weight, part, up, scale) for weight, part, up in parts)
 
     @staticmethod
     @once_differentiable
@@ -177,4 +109,4 @@ class LoraLinear(torch.autograd.Function):
                 dx.addmm_(dy, weight)
         da = (ds.T @ x).split(ctx.ranks)
         adapters = [grad.to(dtype) for grad, dtype in zip([*da, *db], ctx.dtypes, strict=True)]
-        return dx, None, None, *[None] * len(grads), *adapters
+        return dx, None, *[None] * len(grads), *adapters

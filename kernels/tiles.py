@@ -44,14 +44,7 @@ TILES: dict[tuple[str, int, str], Tile] = {
     ("cached", 64, "gfx942"): Tile(m=64, n=32, k=512, stages=1),
     ("cached", 0, ANY): Tile(m=64, n=32),
     ("cached", 0, "sm90"): Tile(m=64, n=64),
-    # size: the rank, padded; m rows and n columns of y or dy, k of the base product's depth
-    ("lora_expand", 0, ANY): Tile(m=64, n=128),
-    ("lora_expand", 256, ANY): Tile(m=64, n=64),
-    ("lora_fused", 0, ANY): Tile(m=128, n=128, k=32, warps=8, stages=3),
-    ("lora_fused", 0, "sm90"): Tile(m=128, n=256, k=64, warps=8, stages=3),
-    ("lora_fused", 0, "sm100"): Tile(m=128, n=256, k=64, warps=8, stages=3),
-    ("lora_fused", 128, ANY): Tile(m=64, n=64, k=32),
-    ("lora_fused", 256, ANY): Tile(m=64, n=64, k=32),
+    # size: the rank, padded; m rows and n columns of dy
     ("lora_backward", 0, ANY): Tile(m=256, n=64),
     ("lora_backward", 32, ANY): Tile(m=128, n=64),
     ("lora_backward", 64, ANY): Tile(m=128, n=64, warps=8),

@@ -4,6 +4,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +38,16 @@ def fault(reader: str, root: Path) -> str:
         assert "\n" not in str(error)
         return str(error)
     raise AssertionError("nothing was found at fault")
+
+
+def faults(reader: str, *cases: tuple[dict[str, str | bytes], str]):
+    """A test: a folder with these files is at fault, and the one sentence that is said of it holds this."""
+
+    @pytest.mark.parametrize(("files", "said"), cases, ids=[said for _, said in cases])
+    def test(tmp_path, files, said):
+        assert said in fault(reader, write(tmp_path, files))
+
+    return test
 
 
 def survives(reader: str, files: dict[str, str | bytes]):

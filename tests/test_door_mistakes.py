@@ -1,9 +1,7 @@
-"""A user's mistake ends a door with exit code 2 and one line on stderr that names the culprit."""
+"""A user's mistake in files ends a door with exit code 2 and one line on stderr that names the culprit."""
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,143 +12,8 @@ from harkd.eval import main as evaluate
 from harkd.generate import main as generate
 from harkd.train import main as train
 from tests.door_cases import data, model, outcome, run, short_prompts  # noqa: F401
-from tests.helpers import ROOT
 from tests.marble_files import environment
-
-DOORS = {"generate": generate, "train": train, "eval": evaluate}
-
-
-@pytest.fixture
-def doors(model, data, tmp_path):
-    """The arguments with which each door works."""
-    common = ["--model", model, "--data", data, "--out", tmp_path / "out"]
-    return {"generate": [*common, "--max-new-tokens", 2], "eval": [*common, "--max-new-tokens", 2], "train": [*common, "--train-on", "truth", "--epochs", 1]}
-
-
-def refused(door, argv, *words):
-    """The door refuses the arguments by naming all `words`, and writes nothing."""
-    out = Path(argv[argv.index("--out") + 1]) if "--out" in argv else None
-    before = sorted(out.rglob("*")) if out else None
-    code, _, stdout, err = outcome(DOORS[door], *argv)
-    assert code == 2 and stdout.count("Traceback") == 0, (door, argv, err)
-    assert err.count("\n") == 1 and err.startswith(f"harkd.{door}: "), err
-    for word in words:
-        assert str(word) in err, (word, err)
-    assert out is None or sorted(out.rglob("*")) == before
-    return err
-
-
-every_door = pytest.mark.parametrize("door", DOORS)
-
-
-@every_door
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--model", "/nowhere/model"], ["'/nowhere/model'", "neither an existing folder nor a hub id"]),
-        (["--data", "nosuch:PATH"], ["unknown data 'nosuch:PATH'", "marble:PATH"]),
-        (["--data", "marble:/nowhere"], ["there is no folder /nowhere"]),
-        (["--split", "holdout"], ["there is no split 'holdout'", "train, validation, test or all"]),
-        (["--nonsense", "1"], ["unrecognized arguments: --nonsense"]),
-        (["--see", "1"], ["unrecognized arguments: --see"]),  # no abbreviations
-        (["--limit", "many"], ["--limit", "'many'"]),
-        (["--limit", "0"], ["--limit must be at least 1"]),
-        (["--limit", str(10**22)], ["--limit must lie between", str(10**22)]),
-        (["--seed", str(10**26)], ["--seed must lie between", "2147483647"]),
-        (["--dtype", "int4"], ["--dtype", "'int4'"]),
-        (["--device", "abacus"], ["device 'abacus' cannot be used here"]),
-        (["--device", "meta"], ["device 'meta' cannot be used here"]),
-        (["--transition", "maybe"], ["--transition", "'maybe'"]),
-        (["--utc-offset", "99"], ["--utc-offset"]),
-    ],
-)
-def test_flags_of_every_door(doors, door, flags, words):
-    refused(door, [*doors[door], *flags], *words)
-
-
-@pytest.mark.parametrize("door", ["generate", "eval"])
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--temperature", "-1"], ["temperature", "-1.0"]),
-        (["--temperature", "nan"], ["temperature", "nan"]),
-        (["--top-p", "0"], ["top-p"]),
-        (["--top-k", "-3"], ["top-k", "-3"]),
-        (["--max-new-tokens", "0"], ["max-new-tokens"]),
-        (["--batch", "0"], ["--batch must be at least 1"]),
-        (["--cache-tokens", "0"], ["--cache-tokens must be at least 1"]),
-        (["--cache-tokens", str(10**12)], ["--cache-tokens must lie between"]),
-        (["--adapter", "/nowhere/adapter"], ["/nowhere/adapter"]),
-    ],
-)
-def test_sampling_flags(doors, door, flags, words):
-    refused(door, [*doors[door], *flags], *words)
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--min-agreement", "2"], ["--min-agreement", "2.0"]),
-        (["--lora-rank", "0"], ["rank", "0"]),
-        (["--lora-alpha", "0"], ["--lora-alpha", "0.0"]),
-        (["--target-modules", "q_proj,nonsense"], ["nonsense", "k_proj"]),
-        (["--target-modules", ""], ["target modules"]),
-        (["--epochs", "0"], ["epochs", "0"]),
-        (["--lr", "0"], ["lr", "0.0"]),
-        (["--lr", "nan"], ["lr", "nan"]),
-        (["--lr", "1e300"], ["lr must be at most 1, not 1e+300"]),
-        (["--batch-tokens", "0"], ["batch_tokens"]),
-        (["--patience", "-1"], ["--patience", "-1"]),
-        (["--validate-f1", "-1"], ["--validate-f1", "-1"]),
-        (["--learn", "on-policy=0.5", "--teacher", "x"], ["on-policy takes no weight, --on-policy-fraction"]),
-        (["--validation", "1"], ["--validation", "1.0"]),
-        (["--keep", "some"], ["--keep", "'some'"]),
-        (["--traces", "/nowhere"], ["leave --traces out"]),
-        (["--train-on", "reasoning"], ["--traces"]),
-        (["--train-on", "answer", "--traces", "/nowhere"], ["leave --data and --limit out"]),
-    ],
-)
-def test_training_flags(doors, flags, words):
-    refused("train", [*doors["train"], *flags], *words)
-
-
-if (ROOT / "harkd/models").is_dir():
-    TURNS = {"train": "harkd.generate", "eval": "harkd.train"}
-else:
-    TURNS = {"generate": "nano-teacher does not ship", "train": "nano-student does not ship", "eval": "harkd.train"}
-
-
-@pytest.mark.parametrize(("door", "before"), TURNS.items())
-def test_a_door_without_arguments_before_its_turn(door, before, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    refused(door, [], before)
-    done = subprocess.run([sys.executable, "-m", f"harkd.{door}"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and before in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-@every_door
-def test_a_hub_id_without_a_network(doors, door, monkeypatch):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    refused(door, [*doors[door], "--model", "nobody/no-such-model"], "'nobody/no-such-model'", "hub")
-
-
-@every_door
-def test_out_folders(doors, door, model, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").write_text("x")
-    refused(door, [*doors[door], "--out", tmp_path / "mine"], tmp_path / "mine", "no run of harkd's")
-    refused(door, [*doors[door], "--out", tmp_path / "mine", "--overwrite"], "no run of harkd's")
-    refused(door, [*doors[door], "--out", tmp_path / "mine/thesis.txt"], "is a file")
-    refused(door, [*doors[door], "--out", tmp_path / "mine/thesis.txt/out"], "thesis.txt", "cannot be written")
-    run(DOORS[door], *doors[door], "--limit", 1)
-    refused(door, [*doors[door], "--limit", 2], "other settings (limit: 1, now 2)", "--overwrite")
-    other = {"generate": "eval", "eval": "train", "train": "generate"}[door]
-    refused(other, doors[other], f"another door ({door})")
-    (tmp_path / "out/settings.json").write_text("{")
-    refused(door, [*doors[door], "--limit", 1], "settings.json cannot be read")
+from tests.mistake_cases import DOORS, doors, every_door, refused  # noqa: F401
 
 
 def damaged_data(root: Path, file: str, old: str, new: str) -> str:

@@ -1,6 +1,7 @@
 """python -m harkd.eval over several data sets, over folds, and by other units than the group: each figure against a count of its own."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,12 @@ import pytest
 from harkd.contestants import contestants
 from harkd.eval import EvalSettings, evaluate, main
 from harkd.homes.dataset import read
+from harkd.jsonl import read_json_lines
+from harkd.scoring import predictions
 from harkd.scoring.baselines import SensorLookup
 from harkd.scoring.metrics import score
 from tests.door_cases import lines, mixed, model, outcome, run, short_prompts  # noqa: F401
-from tests.marble_files import marble
+from tests.marble_files import marble, recording
 
 SENSOR, MAJORITY = ("--model", "baseline:sensor"), ("--model", "baseline:majority")
 
@@ -47,6 +50,13 @@ def test_several_data_sets_have_tables_of_their_own_and_one_for_all(model, mixed
     assert again[1] == result and table == again[2][again[2].index("weighted F1\ndata") :].splitlines()[: len(table) - 1] + [table[-1]]
 
 
+def test_each_file_of_predictions_is_read_once_to_be_scored(tmp_path, monkeypatch):
+    seen = Counter()
+    monkeypatch.setattr(predictions, "read_json_lines", lambda path: seen.update([path.name]) or read_json_lines(path))
+    result = run(main, *SENSOR, *MAJORITY, "--data", "simulated:D3", "--data", "simulated:D4", "--limit", 5, "--out", tmp_path / "out")
+    assert seen == {"predictions-baseline-sensor.jsonl": 1, "predictions-baseline-majority.jsonl": 1} and len(result["models"]) == 4
+
+
 def test_windows_of_one_name_in_two_data_sets_are_two(mixed, tmp_path):
     """MARBLE's recordings bear the same names in every copy."""
     twin = f"marble:{marble(tmp_path / 'twin', days=8, events=12)}"
@@ -73,6 +83,19 @@ def test_folds_pool_what_was_predicted_out_of_fold(tmp_path):
     assert "too few" not in text and result["models"][1]["weighted_f1_interval"] == row["intervals"]["weighted_f1"]
     run(main, *SENSOR, "--data", data, "--folds", k, "--fold", 2, "--out", tmp_path / "second")
     assert metrics(tmp_path / "second")["models"][0]["windows"] == len(list(dataset.folded()[1].windows("test")))
+
+
+def test_what_a_split_leaves_out_is_told(tmp_path):
+    """Three people who each play both scenarios on their day: what does not test would train on it, and is left out of its fold."""
+    for day, who in enumerate("abc"):
+        for scenario in ("A1m", "A1e"):
+            recording(tmp_path / "data", f"{scenario}/instance{day}", who, 4, day)
+    recording(tmp_path / "data", "A1e/instance9", "d", 4, 9)
+    recording(tmp_path / "data", "A1m/instance8", "d", 4, 8)
+    argv = (*SENSOR, "--data", f"marble:{tmp_path / 'data'}", "--split-by", "scenario")
+    assert "; 3 recordings are left out by --split-by scenario" in outcome(main, *argv, "--out", tmp_path / "split")[2]
+    assert "; 3 recordings are left out of a fold at most by --split-by scenario" in outcome(main, *argv, "--folds", 2, "--out", tmp_path / "folds")[2]
+    assert metrics(tmp_path / "folds")["models"][0]["windows"] == 8
 
 
 def test_few_groups_are_told_and_what_to_do(tmp_path):

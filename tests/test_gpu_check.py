@@ -99,7 +99,7 @@ def test_baselines_do_the_same_work(name, monkeypatch):
         assert torch.allclose(gpu_baselines.flash(*separate).transpose(1, 2).reshape(ours.shape), ours, atol=1e-5)
     for group in gpu_kernels.lora_groups(TINY, *TINY.layers[0][1:], 9):
         n, outputs = len(group.weights), gpu_baselines.addmm_lora(group.weights, 2.0, *group.trained)()
-        ours = gpu_kernels.lora(n, "base_last", "torch", *group.trained, *group.weights)
+        ours = gpu_kernels.lora(n, "torch", *group.trained, *group.weights)
         eager = gpu_baselines.eager_lora(group.weights, 2.0, *group.trained)
         assert all(torch.allclose(a, b, atol=1e-4) and torch.allclose(a, c, atol=1e-4) for a, b, c in zip(ours, eager, outputs[:-1:3], strict=True))
 

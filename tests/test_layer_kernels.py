@@ -3,7 +3,7 @@
 import torch
 
 from harkd.kernels import lora_triton, rms_norm_triton, rope_triton
-from harkd.kernels.tiles import ANY, TILES, tile_for
+from harkd.kernels.tiles import ANY, tile_for
 from tests.kernel_cases import TARGETS, Case, assert_compiles, each_target
 
 
@@ -35,26 +35,16 @@ def swiglu():
         yield Case(f"harkd.kernels.swiglu_triton:{kernel}", bf16(names) | numbers, {"BLOCK": tile.n}, tile.warps)
 
 
-def lora(kernel, rank, gpu, targets):
-    tile = tile_for(f"lora_{kernel}", rank, gpu)
+def lora(rank, targets):
+    tile = tile_for("lora_backward", rank, ANY)
     numbers = {"rows": "i32", "columns": "i32:16", "low_stride": "i32:16", "rank": "i32:16", "scale": "fp32"}
-    own = {
-        "expand": bf16("y"),
-        "fused": bf16("x w y") | {"depth": "i32:16"},
-        "backward": bf16("dy") | {"ds": "*fp32", "db": "*fp32", "span": "i32:16"},
-    }
-    constants = {"RANK": rank, "BLOCK_M": tile.m, "BLOCK_N": tile.n} | ({"BLOCK_K": tile.k, "GROUP": 8} if kernel == "fused" else {})
-    signature, wide = bf16("low b") | numbers | own[kernel], 2 if kernel == "expand" else 4
-    return Case(f"harkd.kernels.lora_triton:_{kernel}", signature, constants, tile.warps, tile.stages, True, targets, wide)
+    signature = bf16("low b dy") | numbers | {"ds": "*fp32", "db": "*fp32", "span": "i32:16"}
+    constants = {"RANK": rank, "BLOCK_M": tile.m, "BLOCK_N": tile.n}
+    return Case("harkd.kernels.lora_triton:_backward", signature, constants, tile.warps, tile.stages, True, targets, 4)
 
 
 @each_target
 def test_kernels_compile(target):
-    every, own = tuple(TARGETS), ("sm_90", "sm_100")
-    others = ("sm_80", "gfx942")  # with the tile of a GPU that has no row
     cases = [*rms_norm(), *rope(), *swiglu()]
-    cases += [lora("backward", 16, ANY, every), lora("backward", lora_triton.LARGEST_FUSED_RANK, ANY, ("sm_80", "sm_90"))]
-    cases += [lora("expand", 16, ANY, every), lora("expand", 256, ANY, ("gfx942",))]
-    cases += [lora("fused", 16, ANY, others), lora("fused", 64, "sm90", own), lora("fused", 256, ANY, ("sm_80",))]
-    assert TILES["lora_fused", 0, "sm90"] == TILES["lora_fused", 0, "sm100"]
+    cases += [lora(16, tuple(TARGETS)), lora(lora_triton.LARGEST_FUSED_RANK, ("sm_80", "sm_90"))]
     assert_compiles(cases, target)

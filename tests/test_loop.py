@@ -1,12 +1,11 @@
-"""The training loop: it learns, keeps the best, and continues from a kill with the same bits."""
+"""The training loop: it learns, and continues from a kill with the same bits."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -18,35 +17,9 @@ from harkd.distill.losses import Objective, validation_loss
 from harkd.distill.optimiser import learning_rate
 from harkd.errors import UserError
 from harkd.jsonl import read_json_lines
-from tests.distill_cases import make_examples, make_model, make_teacher, with_choices, write
+from tests.distill_cases import make_model, make_teacher, with_choices, write
 from tests.helpers import ROOT
-
-TRAIN = make_examples(12)
-VALIDATION = TRAIN[:2] + make_examples(3, seed=8)  # learnable in part, so that the loss falls first and rises later
-SETTINGS = LoopSettings(lr=2e-2, epochs=4, batch_tokens=25, packs_per_step=2, seed=5, save_every=2, eval_every=2)
-
-
-def run(folder, settings=SETTINGS, validation=VALIDATION, model=None, **callbacks):
-    """Train a fresh tiny model. Returns the result and the values of its parameters."""
-    model, parameters = model or make_model(torch.float32)
-    result = train(model, parameters, TRAIN, validation, settings, folder, **callbacks)
-    return result, {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-
-def metrics(folder):
-    machine = {"seconds", "tokens_per_second", "memory_bytes"}
-    return [{key: value for key, value in record.items() if key not in machine} for _, record in read_json_lines(folder / "metrics.jsonl")]
-
-
-def same(found, expected):
-    return all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The uninterrupted run: folder, result, parameters."""
-    folder = tmp_path_factory.mktemp("whole")
-    return folder, *run(folder)
+from tests.loop_cases import SETTINGS, TRAIN, VALIDATION, after_best, metrics, run, same, whole  # noqa: F401
 
 
 def test_the_metrics_tell_every_step_and_validation(whole):
@@ -94,36 +67,6 @@ def test_it_learns_with_an_adapter_and_as_a_whole_model_in_bfloat16(tmp_path, lo
     assert all(parameter.dtype == (torch.float32 if lora else torch.bfloat16) for parameter in parameters.values())
 
 
-def after_best(monkeypatch, call):
-    """Let `call(facts)` follow whenever the best checkpoint has been written."""
-    save = checkpoint.save
-
-    def saved(folder, name, parameters, optimiser, facts):
-        save(folder, name, parameters, optimiser, facts)
-        if name == "best":
-            call(facts)
-
-    monkeypatch.setattr(checkpoint, "save", saved)
-
-
-def test_the_best_by_validation_is_kept_and_handed_back(tmp_path, monkeypatch):
-    """The validation loss rises again in the middle of this run, which ends with the parameters of the lowest."""
-    model, parameters = make_model(torch.float32)
-    seen = []
-
-    def look(best):
-        seen.append((best, validation_loss(model, VALIDATION, 25)))
-
-    after_best(monkeypatch, look)
-    result, _ = run(tmp_path, SETTINGS, VALIDATION, (model, parameters))
-    losses = {record["step"]: record["validation_loss"] for record in metrics(tmp_path) if "validation_loss" in record}
-    assert result.start_loss == losses.pop(0)
-    assert result.best_loss == min(losses.values()) == losses[result.best_step] and result.best_step < result.step
-    assert validation_loss(model, VALIDATION, 25) == result.best_loss
-    assert [best["best_loss"] for best, _ in seen] == [loss for _, loss in seen]  # with the best in place
-    assert seen[-1][0]["best_step"] == result.best_step
-
-
 class Interrupted(Exception):
     pass
 
@@ -151,10 +94,9 @@ def test_interrupted_and_continued_equals_uninterrupted_to_the_bit(whole, tmp_pa
 CHILD = """
 import sys, time
 from pathlib import Path
-from tests.test_loop import run
+from tests.loop_cases import run
 run(Path(sys.argv[1]), log=lambda record: time.sleep(0.05))
 """
-
 
 def lines_so_far(folder):
     return len((folder / "metrics.jsonl").read_bytes().splitlines()) if (folder / "metrics.jsonl").exists() else 0
@@ -248,34 +190,6 @@ def test_two_damaged_checkpoints_are_told(whole, tmp_path):
         run(tmp_path)
 
 
-def test_the_best_by_f1_is_kept_beside_the_best_by_loss_and_is_the_result(tmp_path):
-    model, parameters = make_model(torch.float32)
-    scores, at, told = [0.2, 0.9, 0.5, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], {}, []
-
-    def f1():
-        at[len(told)] = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        told.append(scores[len(told)])
-        return told[-1]
-
-    result = train(model, parameters, TRAIN, VALIDATION, replace(SETTINGS, f1_every=3), tmp_path, f1=f1)
-    steps = [record["step"] for record in metrics(tmp_path) if "validation_f1" in record]
-    assert (result.best_f1, result.best_f1_step) == (0.9, steps[1]) and same(parameters, at[1])  # the first of equals
-    assert checkpoint.load(tmp_path, "best").facts["best_step"] == result.best_step != result.best_f1_step
-    assert {step for step in steps if step % 3} <= {record["step"] for record in metrics(tmp_path) if "validation_loss" in record}
-    assert run(tmp_path / "other")[0].best_loss == result.best_loss  # validation by F1 changes nothing else
-
-
-def test_patience_stops_a_run_that_gets_no_better_and_it_stays_stopped(whole, tmp_path):
-    patient = replace(SETTINGS, patience=2, epochs=8)
-    result, parameters = run(tmp_path, patient)
-    losses = [(record["step"], record["validation_loss"]) for record in metrics(tmp_path) if "validation_loss" in record][1:]
-    after = [loss for step, loss in losses if step > result.best_step]
-    assert len(after) == result.waited == 2 and min(after) >= result.best_loss and result.step == losses[-1][0]
-    assert result.step < sum(len(epoch_steps(TRAIN, patient, epoch)) for epoch in range(8))
-    again, found = run(tmp_path, patient, log=lambda record: pytest.fail("nothing is left to do"))
-    assert again == result and same(found, parameters)
-
-
 def test_a_finished_run_is_not_trained_again(whole):
     folder, result, parameters = whole
     before = (folder / "metrics.jsonl").read_bytes()
@@ -300,65 +214,7 @@ def test_a_checkpoint_of_another_run_is_refused(whole):
         run(folder, validation=[replace(VALIDATION[0], ids=VALIDATION[0].ids[::-1]), *VALIDATION[1:]])
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
-    model, parameters = make_model(torch.float32)
-
-    def break_it(record):
-        if record["step"] == 5 and "lr" in record:
-            with torch.no_grad():
-                next(iter(parameters.values())).fill_(float("nan"))
-
-    with pytest.raises(UserError) as error:
-        run(tmp_path, replace(SETTINGS, eval_every=0), VALIDATION, (model, parameters), log=break_it)
-    schedule = [packs for epoch in range(SETTINGS.epochs) for packs in epoch_steps(TRAIN, SETTINGS, epoch)]
-    windows = [TRAIN[i].window for pack in schedule[5] for i in pack]
-    assert "diverged: in step 6 the loss was nan" in str(error.value) and str(tmp_path) in str(error.value)
-    assert all(window in str(error.value) for window in windows)
-    last = checkpoint.load(tmp_path, "last")
-    assert last.facts["step"] == 4 and all(tensor.isfinite().all() for tensor in last.tensors.values())
-    assert not any("NaN" in json.dumps(record) for record in metrics(tmp_path))
-
-
-def test_a_loss_that_explodes_stops_the_run(tmp_path):
-    model, parameters = make_model(torch.float32)
-
-    def break_it(record):
-        if record["step"] == 3 and "lr" in record:
-            with torch.no_grad():
-                model.head_weight.mul_(200)
-
-    with pytest.raises(UserError, match=r"diverged: in step 4 the loss was [0-9]{2,}\.") as error:
-        run(tmp_path, replace(SETTINGS, eval_every=0), [], (model, parameters), log=break_it)
-    assert "home" in str(error.value) and checkpoint.load(tmp_path, "last").facts["step"] == 3
-
-
 def test_the_metrics_tell_speed_and_memory(whole):
     steps = [record for _, record in read_json_lines(whole[0] / "metrics.jsonl") if "lr" in record]
     assert all(record["tokens_per_second"] == pytest.approx(record["tokens"] / record["seconds"]) for record in steps)
     assert all(record["memory_bytes"] > 1 << 20 for record in steps)
-
-
-def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path):
-    model, parameters = make_model(torch.float32)
-    with torch.no_grad():
-        next(iter(parameters.values())).fill_(float("inf"))
-    with pytest.raises(UserError, match="after step 0 the validation loss was nan"):
-        run(tmp_path, SETTINGS, VALIDATION, (model, parameters))
-
-
-def test_nothing_to_train_on_is_told(tmp_path):
-    with pytest.raises(UserError, match="no example to train on"):
-        train(*make_model(), [], VALIDATION, SETTINGS, tmp_path)
-
-
-def test_a_lost_best_checkpoint_is_told(whole, tmp_path):
-    (tmp_path / "last.safetensors").write_bytes((whole[0] / "last.safetensors").read_bytes())
-    with pytest.raises(UserError, match="lost its best checkpoint"):
-        run(tmp_path)
-
-
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"epochs": 0}, {"clip": float("nan")}, {"batch_tokens": -1}, {"warmup_fraction": 1.5}])
-def test_settings_out_of_range_are_named(wrong):
-    (name,) = wrong
-    with pytest.raises(UserError, match=f"{name} must be"):
-        LoopSettings(**{**asdict(SETTINGS), **wrong})

@@ -1,4 +1,4 @@
-"""kernels.lora: the reference against merged weights, every way to compute it against the reference in float64."""
+"""kernels.lora: the reference against merged weights, the Triton backend against the reference in float64."""
 
 from functools import partial
 
@@ -11,7 +11,6 @@ from harkd.kernels.lora import lora_linear, lora_linear_reference
 from tests.exactness import DTYPES, assert_as_exact, draw, results
 
 SCALE = 1.5  # no power of two: multiplying by it rounds
-VARIANTS = ["base_last", "expand", "fused"]
 
 
 def tensors(rows, depth, outputs, rank, dtype, adapter_dtype=torch.float32):
@@ -36,81 +35,71 @@ def spread(function, **options):
 reference = spread(lora_linear_reference)
 
 
-def assert_every_variant(inputs):
-    """Forward by every variant, backward, which is the same for all, by one."""
-    assert_as_exact(spread(lora_linear, backend="triton"), reference, inputs)
-    for variant in VARIANTS[1:]:
-        assert_as_exact(spread(lora_linear, backend="triton", variant=variant), reference, [x.detach() for x in inputs])
+ours = spread(lora_linear, backend="triton")
 
 
 def test_the_reference():
     inputs = tensors(5, 6, [7, 3], 2, torch.float64, torch.float64)
     x, w, v, a, c, b, d = inputs
-    for ours, weight, down, up in zip(spread(lora_linear)(*inputs), (w, v), (a, c), (b, d), strict=True):
-        torch.testing.assert_close(ours, F.linear(x, weight + SCALE * up @ down), rtol=0, atol=1e-13)
+    for y, weight, down, up in zip(spread(lora_linear)(*inputs), (w, v), (a, c), (b, d), strict=True):
+        torch.testing.assert_close(y, F.linear(x, weight + SCALE * up @ down), rtol=0, atol=1e-13)
     assert torch.autograd.gradcheck(reference, inputs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rank", [1, 8, 16, 64, 65, 256])  # from 65 on the backward pass is torch's products
 def test_ranks(rank, dtype):
-    assert_every_variant(tensors(37, 48, [70, 32], rank, dtype))
+    assert_as_exact(ours, reference, tensors(37, 48, [70, 32], rank, dtype))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_numbers_of_rows(rows, dtype, monkeypatch):
     monkeypatch.setattr(lora_triton, "PROGRAMS", 4)  # several blocks of columns to a program, as in a large launch
-    assert_every_variant(tensors(rows, 24, [200, 17], 8, dtype))
+    assert_as_exact(ours, reference, tensors(rows, 24, [200, 17], 8, dtype))
 
 
 @pytest.mark.parametrize("programs", [1, 3, 1000])
 def test_spans_of_columns_change_nothing_but_roundings(programs, monkeypatch):
     inputs = tensors(150, 24, [133], 8, torch.float32)
     monkeypatch.setattr(lora_triton, "PROGRAMS", programs)
-    assert_as_exact(spread(lora_linear, backend="triton"), reference, inputs)
+    assert_as_exact(ours, reference, inputs)
 
 
 def test_ranks_may_differ_and_adapters_be_half():
     inputs = tensors(9, 24, [20, 12], 4, torch.float16, torch.float16)
     inputs[3], inputs[5] = draw(3, 24, std=0.2), draw(20, 3)
-    ours = results(spread(lora_linear, backend="triton"), inputs)
-    assert [x.dtype for x in ours[-4:]] == [torch.float32, torch.float16] * 2
-    assert_as_exact(spread(lora_linear, backend="triton"), reference, inputs)
+    assert [x.dtype for x in results(ours, inputs)[-4:]] == [torch.float32, torch.float16] * 2
+    assert_as_exact(ours, reference, inputs)
 
 
 def test_an_untrained_adapter_changes_nothing():
     x, w, a, b = tensors(9, 24, [20], 4, torch.float16)
-    for variant in VARIANTS[:2]:  # the fused product adds up in another order than torch's
-        assert torch.equal(lora_linear(x, [w], [a], [torch.zeros_like(b)], SCALE, "triton", variant)[0], F.linear(x, w))
+    assert torch.equal(lora_linear(x, [w], [a], [torch.zeros_like(b)], SCALE, "triton")[0], F.linear(x, w))
 
 
 def test_what_needs_no_gradient_gets_none():
     inputs = tensors(9, 24, [20], 4, torch.float32)
     frozen = [inputs[0].detach(), *inputs[1:]]
-    both = results(spread(lora_linear, backend="triton"), inputs)
-    for mine, other in zip(results(spread(lora_linear, backend="triton"), frozen), [both[0], *both[2:]], strict=True):
+    both = results(ours, inputs)
+    for mine, other in zip(results(ours, frozen), [both[0], *both[2:]], strict=True):
         assert torch.equal(mine, other)
     with torch.no_grad():
-        assert not spread(lora_linear, backend="triton")(*inputs)[0].requires_grad
+        assert not ours(*inputs)[0].requires_grad
 
 
 def test_views_and_broadcast_gradients():
     wide = draw(9, 48, grad=False)
     x, w, a, b = tensors(9, 24, [20], 4, torch.float32)
     inputs = [wide[:, 24:].requires_grad_(), w.repeat(1, 2)[:, :24], a, b]
-    for variant in VARIANTS:
-        run = partial(results, inputs=inputs)
-        total = [lambda *t, f=f: f(*t)[0].sum() for f in (spread(lora_linear, backend="triton", variant=variant), reference)]
-        for mine, other in zip(*map(run, total), strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+    run = partial(results, inputs=inputs)
+    for mine, other in zip(*map(run, [lambda *t, f=f: f(*t)[0].sum() for f in (ours, reference)]), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
 def test_mistakes():
     x, w, a, b = tensors(9, 24, [20], 4, torch.float32)
     with pytest.raises(ValueError, match="freeze"):
         lora_linear(x, [w.requires_grad_()], [a], [b], SCALE, "triton")
-    with pytest.raises(ValueError, match="variant"):
-        lora_linear(x, [w.detach()], [a], [b], SCALE, "triton", "fastest")
     with pytest.raises(ValueError, match="backend"):
         lora_linear(x, [w.detach()], [a], [b], SCALE, "cuda")

@@ -7,7 +7,7 @@ import pytest
 from harkd.homes.dataset import read
 from harkd.homes.prompt import system_message
 from tests.helpers import SHARED
-from tests.reader_cases import events, fault, survives, told, write
+from tests.reader_cases import events, faults, survives, told, write
 
 REAL = SHARED / "data" / "casas_adlmr"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/casas_adlmr")
@@ -61,24 +61,20 @@ def test_a_file_is_a_recording_and_a_group_and_no_resident_reaches_the_prompt(tm
     assert "esident" not in system_message(home) and "Person A" not in system_message(home)
 
 
-@pytest.mark.parametrize("end", ["1 16", "3 1", "1", "1 2 3", "x y", "111 1", "0", "-1 2"])
-def test_labels_that_are_no_pairs_are_told(tmp_path, end):
-    said = fault("adlmr", write(tmp_path, {"P07.txt": f"2008-11-10\t14:28:17.98\tM22\tON 2 2\n2008-11-10\t14:28:18\tM22\tOFF {end}\n"}))
-    assert "P07.txt, line 2: residents (1 or 2) and tasks (1 to 15) come in pairs" in said
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["2008-11-10\t14:28:17.98\tM22", "2008-13-10\t14:28:17\tM22\tON", "10.11.2008\t1\tM22\tON", "2008-11-10\t14:28:17\tM22\tO"],
+PAIRS = "P07.txt, line 2: residents (1 or 2) and tasks (1 to 15) come in pairs"
+LINE = "P01.txt, line 1: not a date, a time, a sensor and its value"
+test_faults_are_told = faults(
+    "adlmr",
+    *(
+        ({"P07.txt": f"2008-11-10\t14:28:17.98\tM22\tON 2 2\n2008-11-10\t14:28:18\tM22\tOFF {end}\n"}, PAIRS)
+        for end in ("1 16", "3 1", "1", "1 2 3", "x y", "111 1", "0", "-1 2")
+    ),
+    ({"P01.txt": "2008-11-10\t14:28:17.98\tM22"}, LINE),
+    ({"P01.txt": "2008-13-10\t14:28:17\tM22\tON"}, LINE),
+    ({"P01.txt": "10.11.2008\t1\tM22\tON"}, LINE),
+    ({"P01.txt": "2008-11-10\t14:28:17\tM22\tO"}, LINE),
+    ({}, "holds no P01.txt"),
 )
-def test_lines_that_are_no_events_are_told(tmp_path, line):
-    assert "P01.txt, line 1: not a date, a time, a sensor and its value" in fault("adlmr", write(tmp_path, {"P01.txt": line}))
-
-
-def test_a_folder_without_files_is_told(tmp_path):
-    assert "holds no P01.txt" in fault("adlmr", tmp_path)
-
-
 test_any_bytes = survives("adlmr", FILES)
 
 

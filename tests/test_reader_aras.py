@@ -7,7 +7,7 @@ import pytest
 from harkd.homes.dataset import read
 from harkd.homes.readers.aras import SENSORS
 from tests.helpers import SHARED
-from tests.reader_cases import fault, survives, told, write
+from tests.reader_cases import faults, survives, told, write
 
 REAL = SHARED / "data" / "aras"
 needs_real = pytest.mark.skipif(not (REAL / "House_A" / "DAY_1.txt.gz").is_file(), reason="needs ../shared/data/aras")
@@ -73,26 +73,16 @@ def test_a_full_day_is_read_whole(tmp_path):
     assert told(dataset) == [("23:59:59", "bedroom bed occupied", ("Sleeping",), "")] and dataset.survey().noticed == {}
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("0 " * 20 + "1\n", "DAY_1.txt, line 1: not 20 sensors"),
-        (day((set(), 1, 1)) + "2 " + "0 " * 19 + "1 1\n", "DAY_1.txt, line 2: not 20 sensors"),
-        (day((set(), 1, 28)), "DAY_1.txt, line 1: an activity is a number from 1 to 27, not '1 28'"),
-        (day((set(), 0, 1)), "an activity is a number from 1 to 27"),
-    ],
+test_faults_are_told = faults(
+    "aras",
+    ({"House_A/DAY_1.txt": "0 " * 20 + "1\n"}, "DAY_1.txt, line 1: not 20 sensors"),
+    ({"House_A/DAY_1.txt": day((set(), 1, 1)) + "2 " + "0 " * 19 + "1 1\n"}, "DAY_1.txt, line 2: not 20 sensors"),
+    ({"House_A/DAY_1.txt": day((set(), 1, 28))}, "DAY_1.txt, line 1: an activity is a number from 1 to 27, not '1 28'"),
+    ({"House_A/DAY_1.txt": day((set(), 0, 1))}, "an activity is a number from 1 to 27"),
+    ({}, "holds no House_A/DAY_1.txt"),
+    ({"House_A/DAY_10.txt.gz": b"0 0 1"}, "DAY_10.txt.gz cannot be read"),
+    ({"House_A/DAY_10.txt.gz": TWO_DAYS["House_A/DAY_10.txt.gz"][:-9]}, "DAY_10.txt.gz cannot be read: Compressed file ended"),
 )
-def test_a_fault_names_file_and_line(tmp_path, text, said):
-    assert said in fault("aras", write(tmp_path, {"House_A/DAY_1.txt": text}))
-
-
-def test_broken_gzip_and_an_empty_folder_are_told(tmp_path):
-    assert "holds no House_A/DAY_1.txt" in fault("aras", tmp_path)
-    assert "DAY_10.txt.gz cannot be read" in fault("aras", write(tmp_path, {"House_A/DAY_10.txt.gz": b"0 0 1"}))
-    cut = TWO_DAYS["House_A/DAY_10.txt.gz"][:-9]
-    assert "DAY_10.txt.gz cannot be read: Compressed file ended" in fault("aras", write(tmp_path, {"House_A/DAY_10.txt.gz": cut}))
-
-
 test_any_bytes = survives("aras", {name: content for name, content in TWO_DAYS.items() if name.endswith("_1.txt")})
 
 

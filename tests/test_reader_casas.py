@@ -9,7 +9,7 @@ import pytest
 from harkd.homes.dataset import read
 from harkd.homes.readers.casas_homes import LAYOUTS, name_sensor, places, read_state
 from tests.helpers import ROOT
-from tests.reader_cases import events, fault, survives, told, write
+from tests.reader_cases import events, faults, survives, told, write
 
 CLASSIC = """2010-11-04 23:58:50.209589 M003 ON Sleeping begin
 2010-11-04 23:58:52 \tM003  OFF
@@ -161,14 +161,13 @@ def test_layouts_place_each_sensor_once_and_name_it_by_its_id():
     assert places("nowhere") == {} and name_sensor("Kitchen", "", "") == ("", "kitchen")
 
 
-def test_faults_are_told(tmp_path):
-    assert "holds no file of CASAS" in fault("casas", tmp_path)
-    assert "x.txt, line 1: no line of this file reads" in fault("casas", write(tmp_path / "a", {"x.txt": "This text has no event.\n"}))
-    assert "data is not UTF-8 text: invalid start byte at byte 3 of line 2" in fault("casas", write(tmp_path / "b", {"data": b"\n201\xff"}))
-    twice = write(tmp_path / "c", {"one/hh1.csv": RELEASE, "two/hh1.csv": RELEASE})
-    assert "holds two files of one home" in fault("casas", twice)
-
-
+test_faults_are_told = faults(
+    "casas",
+    ({}, "holds no file of CASAS"),
+    ({"x.txt": "This text has no event.\n"}, "x.txt, line 1: no line of this file reads"),
+    ({"data": b"\n201\xff"}, "data is not UTF-8 text: invalid start byte at byte 3 of line 2"),
+    ({"one/hh1.csv": RELEASE, "two/hh1.csv": RELEASE}, "holds two files of one home"),
+)
 test_any_bytes_of_classic_files = survives("casas", {"data": CLASSIC + TWO_PEOPLE})
 test_any_bytes_of_other_files = survives("casas", {"hh1.ann.txt": ANNOTATED, "hh2.csv": RELEASE})
 

@@ -2,12 +2,10 @@
 
 import json
 
-import pytest
-
 from harkd.homes.dataset import read
 from harkd.homes.prompt import system_message
 from harkd.homes.readers import csv_home
-from tests.reader_cases import events, fault, survives, told, write
+from tests.reader_cases import events, faults, survives, told, write
 
 HOME = {
     "name": "cottage",
@@ -68,46 +66,39 @@ def test_a_row_out_of_order_is_noticed(tmp_path):
     assert read(f"csv:{write(tmp_path, FILES | {'events.csv': text})}").survey().noticed == {"event before the one above it": 1}
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", "events.csv, line 1: columns are time, sensor, room, state and, optional, label, resident, recording, each once, not none"),
-        ("time,sensor,room\n", "line 1: columns are time"),
-        ("time,sensor,room,state,mood\n", "each once, not time, sensor, room, state, mood"),
-        ("time,sensor,room,state,time\n", "line 1: columns are"),
-        ("time,sensor,room,state\n\n2024-05-01 10:00:00,s,r\n", "events.csv, line 3: 3 cells where the first line names 4"),
-        ("time,sensor,room,state\n2024-05-01 10:00:00Z,s,r,on\n", "line 2: '2024-05-01 10:00:00Z' is not a time YYYY-MM-DD HH:MM:SS"),
-        ('time,sensor,room,state\n2024-05-01 10:00:00,"s,r,on\n', "events.csv, line 2: unexpected end of data"),
-        (b"time,sensor,room,state\n2024-05-01 10:00:00,\xff,r,on\n", "events.csv is not UTF-8 text: invalid start byte at byte 20 of"),
-        (EVENTS + "2024-05-01 23:00:00,hall,door,shut,,\n", "events.csv, line 7: the rows of recording '2024-05-01' do not stand"),
-    ],
+test_faults_of_events_are_told = faults(
+    "csv",
+    (FILES | {"events.csv": ""}, "events.csv, line 1: columns are time, sensor, room, state and, optional, label, resident, recording, each once, not none"),
+    (FILES | {"events.csv": "time,sensor,room\n"}, "line 1: columns are time"),
+    (FILES | {"events.csv": "time,sensor,room,state,mood\n"}, "each once, not time, sensor, room, state, mood"),
+    (FILES | {"events.csv": "time,sensor,room,state,time\n"}, "line 1: columns are"),
+    (FILES | {"events.csv": "time,sensor,room,state\n\n2024-05-01 10:00:00,s,r\n"}, "events.csv, line 3: 3 cells where the first line names 4"),
+    (FILES | {"events.csv": "time,sensor,room,state\n2024-05-01 10:00:00Z,s,r,on\n"}, "line 2: '2024-05-01 10:00:00Z' is not a time YYYY-MM-DD HH:MM:SS"),
+    (FILES | {"events.csv": 'time,sensor,room,state\n2024-05-01 10:00:00,"s,r,on\n'}, "events.csv, line 2: unexpected end of data"),
+    (FILES | {"events.csv": b"time,sensor,room,state\n2024-05-01 10:00:00,\xff,r,on\n"}, "events.csv is not UTF-8 text: invalid start byte at byte 20 of"),
+    (FILES | {"events.csv": EVENTS + "2024-05-01 23:00:00,hall,door,shut,,\n"}, "events.csv, line 7: the rows of recording '2024-05-01' do not stand"),
 )
-def test_a_fault_of_events_names_the_line(tmp_path, text, said):
-    assert said in fault("csv", write(tmp_path, FILES | {"events.csv": text}))
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"name": ""}, '"name" is a text'),
-        ({"rooms": ["kitchen"]}, '"rooms" maps each room'),
-        ({"rooms": {"kitchen": "fridge"}}, '"rooms" maps each room'),
-        ({"labels": {}}, '"labels" maps each activity'),
-        ({"labels": {"COOKING": 5}}, '"labels" maps each activity'),
-        ({"labels": 5}, '"labels" maps each activity'),
-        ({"rules": "none"}, '"rules" is a list'),
-        ({"labels": {"CAFÉ": "", "CAFE\u0301": ""}}, "two activities are spelt with the same characters"),
-        ({"rooms": {"kitchen": ["fridge \ud800"]}}, "a text holds half of a surrogate pair"),
-    ],
+def changed(**changes) -> dict[str, str]:
+    return FILES | {"home.json": json.dumps(HOME | changes)}
+
+
+test_faults_of_the_home_are_told = faults(
+    "csv",
+    (changed(name=""), 'home.json, line 1: "name" is a text'),
+    (changed(rooms=["kitchen"]), 'home.json, line 1: "rooms" maps each room'),
+    (changed(rooms={"kitchen": "fridge"}), 'home.json, line 1: "rooms" maps each room'),
+    (changed(labels={}), 'home.json, line 1: "labels" maps each activity'),
+    (changed(labels={"COOKING": 5}), 'home.json, line 1: "labels" maps each activity'),
+    (changed(labels=5), 'home.json, line 1: "labels" maps each activity'),
+    (changed(rules="none"), 'home.json, line 1: "rules" is a list'),
+    (changed(labels={"CAFÉ": "", "CAFE\u0301": ""}), "home.json, line 1: two activities are spelt with the same characters"),
+    (changed(rooms={"kitchen": ["fridge \ud800"]}), "home.json, line 1: a text holds half of a surrogate pair"),
+    ({}, "home.json cannot be read: No such file"),
+    ({"home.json": FILES["home.json"]}, "events.csv cannot be read: No such file"),
+    ({"home.json": "{\n,"}, "home.json, line 2: not JSON"),
 )
-def test_a_fault_of_the_home_is_told(tmp_path, changes, said):
-    assert f"home.json, line 1: {said}" in fault("csv", write(tmp_path, FILES | {"home.json": json.dumps(HOME | changes)}))
-
-
-def test_missing_and_broken_files_are_told(tmp_path):
-    assert "home.json cannot be read: No such file" in fault("csv", tmp_path)
-    assert "events.csv cannot be read: No such file" in fault("csv", write(tmp_path, {"home.json": FILES["home.json"]}))
-    assert "home.json, line 2: not JSON" in fault("csv", write(tmp_path, {"home.json": "{\n,"}))
 
 
 def test_the_home_that_the_docstring_shows_is_read(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from harkd.homes.dataset import read
 from harkd.homes.prompt import prompt
-from tests.reader_cases import events, fault, survives, told, write
+from tests.reader_cases import events, faults, survives, told, write
 
 LABELS = (
     *("others", "using toilet", "preparing drinks", "preparing breakfast", "having breakfast", "personal washing"),
@@ -125,26 +125,17 @@ def test_shortened_names_are_joined_only_where_they_are_unique(tmp_path, name, r
     assert (event.room, event.sensor) == (room, sensor)
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("01/data.csv", SECOND + "2,7:22,fridge door,OPENED,A,,1\n", "data.csv, line 4: '7:22' is not a time HH:MM:SS"),
-        ("01/data.csv", SECOND + "2,07:22:50,fridge door,OPENED,A,,27\n", "data.csv, line 4: '27' is no activity of activities.json"),
-        ("01/data.csv", SECOND + "2,07:22:50,fridge door,OPENED,A,1\n", "data.csv, line 4: 6 cells where the first line names 7"),
-        ("01/data.csv", "uid,time,sensor,action,Description,activity\n", "data.csv has no column 'Subject'"),
-        ("activities.json", "[{}]", "activities.json, entry 1 of the list: needs id, name, description"),
-        ("activities.json", "{}", "activities.json, line 1: should hold a JSON list"),
-        ("sensors.json", "[\n{", "sensors.json, line 2: not JSON"),
-        ("sensors.json", "[" * 100_000, "sensors.json, line 1: not JSON"),
-    ],
+test_faults_are_told = faults(
+    "mural",
+    (FILES | {"01/data.csv": SECOND + "2,7:22,fridge door,OPENED,A,,1\n"}, "data.csv, line 4: '7:22' is not a time HH:MM:SS"),
+    (FILES | {"01/data.csv": SECOND + "2,07:22:50,fridge door,OPENED,A,,27\n"}, "data.csv, line 4: '27' is no activity of activities.json"),
+    (FILES | {"01/data.csv": SECOND + "2,07:22:50,fridge door,OPENED,A,1\n"}, "data.csv, line 4: 6 cells where the first line names 7"),
+    (FILES | {"01/data.csv": "uid,time,sensor,action,Description,activity\n"}, "data.csv has no column 'Subject'"),
+    (FILES | {"activities.json": "[{}]"}, "activities.json, entry 1 of the list: needs id, name, description"),
+    (FILES | {"activities.json": "{}"}, "activities.json, line 1: should hold a JSON list"),
+    (FILES | {"sensors.json": "[\n{"}, "sensors.json, line 2: not JSON"),
+    (FILES | {"sensors.json": "[" * 100_000}, "sensors.json, line 1: not JSON"),
+    ({}, "holds no <session>/data.csv"),
+    ({"01/data.csv": FIRST}, "sensors.json cannot be read"),
 )
-def test_a_fault_names_file_and_place(tmp_path, name, text, said):
-    assert said in fault("mural", write(tmp_path, FILES | {name: text}))
-
-
-def test_missing_files_are_told(tmp_path):
-    assert "holds no <session>/data.csv" in fault("mural", tmp_path)
-    assert "sensors.json cannot be read" in fault("mural", write(tmp_path, {"01/data.csv": FIRST}))
-
-
 test_any_bytes = survives("mural", {name: text for name, text in FILES.items() if name not in ("floorplan.png", "01/context.json")})

@@ -8,7 +8,7 @@ from harkd.homes.dataset import read
 from harkd.homes.events import Notes
 from harkd.homes.readers.ordonez import _intervals
 from tests.helpers import SHARED
-from tests.reader_cases import events, fault, survives, told, write
+from tests.reader_cases import events, faults, survives, told, write
 
 REAL = SHARED / "data" / "uci_adl_binary"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/uci_adl_binary")
@@ -80,25 +80,20 @@ def test_rooms_and_homes_are_those_of_the_sensors(tmp_path):
     assert len({it.group for it in dataset.recordings()}) == 4
 
 
-@pytest.mark.parametrize(
-    ("name", "row", "said"),
-    [
-        ("OrdonezB_Sensors.txt", "2011-11-29 07:00:00\t2011-11-29 07:00:01\tBed\tPressure", "line 9: not a start, an end, then location"),
-        ("OrdonezB_Sensors.txt", "2011-11-29 24:00:00\t2011-11-29 07:00:01\tBed\tPressure\tBedroom", "line 9: not a start"),
-        ("OrdonezB_ADLs.txt", "2011-11-29 07:00:00\t2011-11-29 07:00:01\tDancing", "line 7: not a start, an end, then one of Leaving"),
-        ("OrdonezB_ADLs.txt", "2011-11-29\t2011-11-29\tSnack", "line 7: not a start"),
-    ],
+def and_row(name: str, row: str) -> dict[str, str | bytes]:
+    return FILES | {name: f"{FILES[name].rstrip()}\r\n{row}\r\n"}
+
+
+DATES = "2011-11-29 07:00:00\t2011-11-29 07:00:01"
+test_faults_are_told = faults(
+    "ordonez",
+    (and_row("OrdonezB_Sensors.txt", f"{DATES}\tBed\tPressure"), "OrdonezB_Sensors.txt, line 9: not a start, an end, then location"),
+    (and_row("OrdonezB_Sensors.txt", f"2011-11-29 24:00:00\t{DATES[20:]}\tBed\tPressure\tBedroom"), "OrdonezB_Sensors.txt, line 9: not a start"),
+    (and_row("OrdonezB_ADLs.txt", f"{DATES}\tDancing"), "OrdonezB_ADLs.txt, line 7: not a start, an end, then one of Leaving"),
+    (and_row("OrdonezB_ADLs.txt", "2011-11-29\t2011-11-29\tSnack"), "OrdonezB_ADLs.txt, line 7: not a start"),
+    ({}, "holds no OrdonezA_Sensors.txt"),
+    ({"OrdonezB_Sensors.txt": SENSORS}, "OrdonezB_ADLs.txt cannot be read"),
 )
-def test_a_fault_names_file_and_line(tmp_path, name, row, said):
-    told = fault("ordonez", write(tmp_path, FILES | {name: f"{FILES[name].rstrip()}\r\n{row}\r\n"}))
-    assert f"{name}, {said}" in told
-
-
-def test_missing_files_are_told(tmp_path):
-    assert "holds no OrdonezA_Sensors.txt" in fault("ordonez", tmp_path)
-    assert "OrdonezB_ADLs.txt cannot be read" in fault("ordonez", write(tmp_path, {"OrdonezB_Sensors.txt": SENSORS}))
-
-
 test_any_bytes = survives("ordonez", FILES)
 
 

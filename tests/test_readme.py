@@ -1,11 +1,16 @@
-"""What the README shows is run: its Python, on a tiny model and a hand-made home. Its flags exist."""
+"""What the README shows is run: its Python, and its grid of sizes, on tiny models and hand-made homes. Its flags exist."""
 
 import re
+import shlex
 import subprocess
 import sys
 
+from harkd.eval import main as evaluate
+from tests.door_cases import run
 from tests.helpers import ROOT
 from tests.marble_files import marble
+from tests.reader_cases import write
+from tests.test_reader_mural import FILES
 from tests.tiny import tiny_model
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,3 +44,22 @@ def test_every_flag_of_the_readme_exists():
         text = subprocess.run([sys.executable, "-m", door, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         known |= set(re.findall(r"--[a-z][a-z-]+", text))
     assert shown and shown <= known, shown - known
+
+
+def test_the_grid_of_sizes_is_one_command(tmp_path):
+    """With two tiny models in place of the six, on hand-made recordings: rows of both data sets, and F1 against size for each."""
+    pytest.importorskip("matplotlib")
+    (block,) = (block for block in blocks("sh") if "runs/sizes" in block)
+    command = shlex.split(block.replace("\\\n", " "))
+    models = [command[n + 1] for n, word in enumerate(command) if word == "--model"][2:]
+    assert models == [f"Qwen/Qwen3-{size}" for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B")]
+    tiny = [tiny_model(tmp_path / f"tiny{width}", num_hidden_layers=1, intermediate_size=width, max_position_embeddings=16_384) for width in (32, 64)]
+    data = {"marble:PATH": f"marble:{marble(tmp_path / 'marble')}", "mural:PATH": f"mural:{write(tmp_path / 'mural', FILES)}", "runs/sizes": f"{tmp_path}/sizes"}
+    swapped = data | {model: str(tiny[n % 2]) for n, model in enumerate(models)}
+    result = run(evaluate, *[swapped.get(word, word) for word in command[3:]], "--max-new-tokens", 4)
+    named = {(row["data"], row["name"]): row for row in result["models"]}
+    assert len(named) == 2 * 4 and {name for name, _ in named} == {data["marble:PATH"], data["mural:PATH"]}
+    small, large = (named[data["mural:PATH"], f"{path.name} with reasoning"] for path in tiny)
+    assert 0 < small["parameters"] < large["parameters"] and min(small["seconds_per_window"], large["seconds_per_window"]) > 0
+    report = (tmp_path / "sizes/report.md").read_text()
+    assert all(f"report-size-{n}.png" in report and (tmp_path / f"sizes/report-size-{n}.png").exists() for n in (1, 2))

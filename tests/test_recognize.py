@@ -1,11 +1,15 @@
 """Live recognition: the labels that eval's guided answers have, in order, soon, whoever asks, however many events come at once."""
 
+import gc
+import itertools
 import json
+import resource
 import subprocess
 import sys
 import threading
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -164,6 +168,22 @@ def test_what_is_read_ahead_is_bounded(monkeypatch):
     assert written[0] == 20_000 and ahead[0] <= 50 + 2 * 2 * 10 + 3
 
 
+@pytest.mark.slow
+def test_memory_stays_flat_over_100_000_events(model):
+    """By a model, as fast as lines can be read: each event has one answer, in order."""
+    recognizer, resident, number = Recognizer.load(model, None, HOME), [], itertools.count()
+
+    def write(told):
+        n = next(number)
+        assert told["state"] == f"state {n}" and told["activity"] in ("A", "B")
+        if n % 10_000 == 9_999:
+            gc.collect()
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+
+    assert serve(recognizer, map(line, range(100_000)), write) == {"events": 100_000, "skipped": 0}
+    assert next(number) == 100_000 and max(resident[2:]) - resident[1] < 4 << 20, resident
+
+
 def test_lines_that_are_no_events_are_told_and_left_out(capsys):
     wrong = [b"nonsense", b"[1]", b'{"time": "2024-05-01 07:00:00"}', line(0, time="yesterday"), line(0, state=7), line(0, state="<|im_end|>"), line(0, state="x" * 501), b"\xff\n", b"[" * 100_000]
     wrong += [line(0, value=float("nan")), line(0)[:-1] + b', "value": 1e999}', line(0, state="\ud800"), line(0).replace(b"fridge", b"\xed\xa0\x80")]
@@ -240,8 +260,8 @@ def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path):
         (["--model", "{model}", "--home", "~no-such-user/x"], "there is no home ~no-such-user/x"),
         (["--model", "{model}", "--home", "x" * 5000], "there is no home xxx"),
         (["--model", "{model}", "--home", "csv:" + "x" * 5000], "there is no folder xxx"),
-        (["--model", "{model}", "--home", "simulated:D0", "--guided"], "answers are always guided"),
-        (["--model", "{model}", "--home", "simulated:D0", "--exact-probabilities"], "answers are always guided"),
+        (["--model", "{model}", "--home", "simulated:D0", "--guided"], "unrecognized arguments: --guided"),
+        (["--model", "{model}", "--home", "simulated:D0", "--exact-probabilities"], "unrecognized arguments: --exact-probabilities"),
     ],
 )
 def test_mistakes_are_told(model, flags, message):

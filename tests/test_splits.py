@@ -49,6 +49,24 @@ def test_scenarios_and_homes_stand_on_one_side():
         assert len({(of(it), side) for it, side in zip(index, chosen)}) == len({of(it) for it in index}) and set(chosen) == {"train", "validation", "test"}
 
 
+def test_a_persons_day_is_on_one_side_whatever_its_scenarios():
+    """Nine couples play two or three of five scenarios on their day; what tests is all of its scenarios, and none of it trains."""
+    index = [replace(a_recording(f"{n}{s}", f"{n}", scenario=s), group=f"{n}") for n in range(9) for s in ("AB", "CD", "BC", "E", "ADE")[n % 5]]
+    assert len({side for side in sides(index, "scenario")} - {None}) == 3
+    for seed in range(10):
+        for k, fold in ((0, 0), (5, 1), (5, 4)):
+            chosen = sides(index, "scenario", seed, k, fold)
+            of_group = {it.group: {side for one, side in zip(index, chosen) if one.group == it.group} - {None} for it in index}
+            assert all(len(found) == 1 for found in of_group.values())
+            scenarios = {side: {it.scenario for it, its in zip(index, chosen) if its == side} for side in ("train", "validation", "test")}
+            assert not any(scenarios[one] & scenarios[other] for one in scenarios for other in scenarios if one != other)
+            assert all(side == "test" for it, side in zip(index, chosen) if it.scenario in scenarios["test"])
+            out = [it for it, side in zip(index, chosen) if side is None]
+            assert out and all(of_group[it.group] <= {"test", "validation"} for it in out)
+    pooled = [sides(index, "scenario", 0, 5, fold) for fold in range(1, 6)]
+    assert all([chosen[i] for chosen in pooled].count("test") == 1 for i in range(len(index)))
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_later_days_test_with_a_gap_of_one(order):
     chosen = sides(DAYS[::order], "days")[::order]
@@ -122,6 +140,9 @@ def test_the_homes_door_shows_what_is_on_which_side(tmp_path):
     assert code == 0 and result["windows"] == {"fold 1": 6, "fold 2": 4} and "--- user ---" in text
     code, _, _, err = outcome(homes, f"marble:{tmp_path}", "--split-by", "home")
     assert code == 2 and "--split-by home leaves no recording to test" in err and err.count("\n") == 1
+    recording(tmp_path, "A0m/instance9", "b", 4, 1)  # b's day 1 is in A1m too
+    code, result, text, _ = outcome(homes, f"marble:{tmp_path}", "--split-by", "scenario")
+    assert code == 0 and result["windows"]["left out"] == 1 and "1 left out by --split-by scenario" in text
 
 
 def test_the_default_is_as_before():

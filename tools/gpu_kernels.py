@@ -26,7 +26,6 @@ from tools.gpu_check import Bench, Check, both, forward
 from tools.gpu_plans import REAL, Setting, cached_plan, mixed_plan, packed_plans  # noqa: F401, the tool takes REAL from here
 
 EPS, SCALE = 1e-6, 2.0
-VARIANTS = ("base_last", "expand", "fused")
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ def lora_groups(setting: Setting, width: int, queries: int, keys: int, mlp: int,
     return groups
 
 
-def lora(n: int, variant: str, backend: str, x: Tensor, *rest: Tensor) -> list[Tensor]:
-    return lora_linear(x, rest[2 * n :], rest[:n], rest[n : 2 * n], SCALE, backend, variant)
+def lora(n: int, backend: str, x: Tensor, *rest: Tensor) -> list[Tensor]:
+    return lora_linear(x, rest[2 * n :], rest[:n], rest[n : 2 * n], SCALE, backend)
 
 
 def rope_inputs(setting: Setting) -> list[Tensor]:
@@ -76,9 +75,8 @@ def checks(setting: Setting) -> Iterator[Check]:
     yield Check(f"packed attention, shared prefix, {heads}/{kv_heads}, head_dim {small.dim}", partial(_packed, plan), inputs, 3)
     for group in lora_groups(setting, *setting.layers[0][1:], setting.tokens[0]):
         n = len(group.weights)
-        for variant in VARIANTS:
-            name = f"LoRA, {n} x {tuple(group.weights[0].shape)}, {variant}"
-            yield Check(name, partial(lora, n, variant), [*group.trained, *group.weights], len(group.trained))
+        name = f"LoRA, {n} x {tuple(group.weights[0].shape)}"
+        yield Check(name, partial(lora, n), [*group.trained, *group.weights], len(group.trained))
     x, y, weight = setting.draw(*setting.wide), setting.draw(*setting.wide), setting.draw(setting.wide[1])
     yield Check("RMSNorm", lambda backend, *inputs: rms_norm(*inputs, EPS, backend), [x, weight], 2)
     yield Check("add and RMSNorm", lambda backend, *inputs: add_rms_norm(*inputs, EPS, backend), [x, y, weight], 3)
@@ -175,7 +173,7 @@ def lora_benches(setting: Setting) -> Iterator[Bench]:
                 kinds["PEFT"] = lambda g: peft_lora(g.weights, SCALE, g.trained[0], setting.rank)
             yield Bench(
                 f"LoRA, one layer of {name}, {tokens} tokens, r {setting.rank}, forward+backward",
-                {variant: partial(together, partial(_ours, variant), groups) for variant in VARIANTS},
+                {"": partial(together, _ours, groups)},
                 {label: partial(together, kind, groups) for label, kind in kinds.items()},
                 operations=4 * tokens * sum(w.numel() for g in groups for w in g.weights),
                 targets={"eager LoRA": 1.0, "PEFT": 1.0} | largest,
@@ -187,9 +185,9 @@ def together(build: Callable[[Group], Callable], groups: Sequence[Group]) -> Cal
     return lambda: [function() for function in functions]
 
 
-def _ours(variant: str, group: Group) -> Callable:
+def _ours(group: Group) -> Callable:
     n = len(group.weights)
-    return both(lambda *trained: lora(n, variant, "triton", *trained, *group.weights), *group.trained)()
+    return both(lambda *trained: lora(n, "triton", *trained, *group.weights), *group.trained)()
 
 
 def element_benches(setting: Setting) -> Iterator[Bench]:

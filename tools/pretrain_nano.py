@@ -8,10 +8,10 @@
    time in four, alone. Half of the windows are events from all over a day, each of which belongs to another activity than the one
    before: it is there that a model learns to look labels up in the list of the home.
 3. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, each home once, in --rounds over as many
-   homes each, the learning rate at its peak being halved from round to round.
+   homes each. The learning rate at its peak is --lr over the model's width, and is halved from round to round.
 
-Each model is written as a Hugging Face folder, its tensors in bfloat16; `tools/results/` keeps the log. No home of families D and T is
-ever seen.
+After each round a model is written as a Hugging Face folder, its tensors in bfloat16, with which the next one begins; the last one ships.
+`tools/results/` keeps the log. No home of families D and T is ever seen.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from harkd.homes.simulated_world import MOTION_NAMES
 from harkd.qwen3.config import Qwen3Config
 from harkd.qwen3.model import Qwen3, initialise
 from harkd.qwen3.tokenizer import load_tokenizer, render_example
-from harkd.qwen3.weights import save_model
+from harkd.qwen3.weights import load_model, save_model
 
 # Qwen3's split into words: contractions, words, single digits, punctuation, line ends, blanks
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--windows", type=int, default=2, help="of a home")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--packs-per-step", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=0.096, help="times the width of the model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=SIZES)
     args = parser.parse_args(argv)
@@ -166,19 +166,21 @@ def pretrain(
     settings: LoopSettings,
     out: Path,
 ) -> None:
-    """Train one of SIZES from random weights, and write it to `out`/NAME."""
+    """Train one of SIZES from random weights; each round begins with what the one before wrote to `out`/NAME-ROUND."""
     config = Qwen3Config(vocab_size, *SIZES[name], head_dim=64, rope_theta=1e4, tie_word_embeddings=True, max_position_embeddings=8192)
     model = initialise(Qwen3(config), settings.seed)
-    parameters = dict(model.named_parameters())
-    print(f"{name}: {sum(p.numel() for p in parameters.values())} parameters", file=sys.stderr)
+    print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters", file=sys.stderr)
     for number, learn in enumerate(rounds):
-        log = lambda record: print(json.dumps({"model": name, "round": number, **record}), flush=True)  # noqa: B023, E731
-        halved = replace(settings, lr=settings.lr / 2**number)
-        result = train(model, parameters, learn, held_out, halved, out / f"{name}-run" / str(number), log=log)
-        print(f"{name}, round {number}: {result}", file=sys.stderr)
-    save_model(model.to(torch.bfloat16), out / name, out / "tokenizer")
-    stored = json.loads((out / name / "config.json").read_text(encoding="utf-8"))
-    write_json(out / name / "config.json", {**stored, "torch_dtype": "float32"})  # in which a CPU computes so small a model faster
+        folder = out / f"{name}-{number}"
+        if not (folder / "model.safetensors").exists():
+            log = lambda record: print(json.dumps({"model": name, "round": number, **record}), flush=True)  # noqa: B023, E731
+            how = replace(settings, lr=settings.lr / config.hidden_size / 2**number)
+            result = train(model, dict(model.named_parameters()), learn, held_out, how, out / f"{name}-{number}-run", log=log)
+            print(f"{name}, round {number}: {result}", file=sys.stderr)
+            save_model(model.to(torch.bfloat16), folder, out / "tokenizer")
+            stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            write_json(folder / "config.json", {**stored, "torch_dtype": "float32"})  # in which a CPU computes so small a model faster
+        model = load_model(folder, "cpu", "float32")
 
 
 if __name__ == "__main__":

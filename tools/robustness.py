@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from harkd.contestants import contestants
-from harkd.doors import Parser, add_model_arguments, add_sampling_arguments, enter, machine_of, sampling_of
+from harkd.doors import Parser, add_model_arguments, add_sampling_arguments, enter, guiding_of, machine_of, sampling_of
 from harkd.errors import UserError
 from harkd.eval import EvalSettings, evaluate
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
@@ -99,7 +99,7 @@ def run(argv: Sequence[str] | None) -> dict[str, Any]:
     datasets = {dataset.name: dataset for curve in found.values() for dataset in curve}  # all kinds begin with the same weeks
     rows = contestants(args.model, args.adapter, args.thinking)
     rows = [row if row.baseline else replace(row, sampling=sampling_of(args, row.thinking)) for row in rows]
-    how = {"limit": args.limit, "options": read_options(args), "dtype": args.dtype}
+    how = {"limit": args.limit, "options": read_options(args), "dtype": args.dtype, "guiding": guiding_of(args)}
     settings = EvalSettings(tuple(rows), tuple(datasets), f"{args.out}/eval", **how)
     result = evaluate(settings, machine=machine_of(args), datasets=list(datasets.values()))
     scores = {(row["data"], row["name"]): (row["weighted_f1"] or 0.0, row["weighted_f1_interval"]) for row in result["models"]}

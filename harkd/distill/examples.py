@@ -54,6 +54,9 @@ class TrainingExample(Example):
     top: tuple[Tensor, Tensor] | None = None
 
 
+Examples = Sequence[TrainingExample]
+
+
 def digest_into(digest: hashlib._Hash, examples: Iterable[TrainingExample]) -> None:
     """Feed a digest with all that examples consist of."""
     for example in examples:

@@ -24,7 +24,7 @@ from torch import nn
 
 from harkd.distill import checkpoint
 from harkd.distill.distributed import World
-from harkd.distill.examples import TrainingExample, digest_into
+from harkd.distill.examples import Examples, digest_into
 from harkd.distill.losses import Objective, accumulate
 from harkd.distill.optimiser import AdamW, learning_rate
 from harkd.distill.packing import Pack, plan
@@ -32,7 +32,7 @@ from harkd.distill.progress import METRICS, Progress, Result, open_metrics
 from harkd.errors import UserError
 from harkd.qwen3.model import Qwen3
 
-Rollout = Callable[[Sequence[TrainingExample], int], Sequence[TrainingExample]]  # (examples, seed) -> the same, written by the student
+Rollout = Callable[[Examples, int], Examples]  # (examples, seed) -> the same, written by the student
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,10 @@ class LoopSettings:
 
 
 def train(
-    model: Qwen3,
-    parameters: Mapping[str, nn.Parameter],
-    train_examples: Sequence[TrainingExample],
-    validation_examples: Sequence[TrainingExample],
-    settings: LoopSettings,
-    folder: Path,
-    *,
-    objective: Objective = Objective(),
-    world: World = World(),
-    rollout: Rollout | None = None,
-    f1: Callable[[], float] | None = None,
-    log: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> Result:
+    model: Qwen3, parameters: Mapping[str, nn.Parameter], train_examples: Examples, validation_examples: Examples,
+    settings: LoopSettings, folder: Path, *, objective: Objective = Objective(), world: World = World(), rollout: Rollout | None = None,
+    f1: Callable[[], float] | None = None, log: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> Result:  # fmt: skip
     """Train `parameters`, part of `model`, in place, and leave the best of them there. Continues from `folder`/last.safetensors if there.
 
     Args: objective: what is learnt; world: the processes that share the work; rollout: has the student write the examples of a step that
@@ -122,28 +113,26 @@ def train(
     return run.result
 
 
-def _written(
-    packs: Sequence[Sequence[TrainingExample]], rollout: Rollout, settings: LoopSettings, place: int
-) -> list[list[TrainingExample]]:
+def _written(packs: Sequence[Examples], rollout: Rollout, settings: LoopSettings, place: int) -> list[Examples]:
     """The examples of a step as the student writes them now, in packs anew, for their lengths have changed."""
     examples = [example for pack in packs for example in pack]
     written = rollout(examples, int(hashlib.sha256(f"{settings.seed} {place}".encode()).hexdigest()[:7], 16))
     return [[written[i] for i in pack] for pack in plan(written, settings.batch_tokens, seed=0, epoch=0)]
 
 
-def _schedule(examples: Sequence[TrainingExample], settings: LoopSettings) -> list[tuple[int, list[Pack]]]:
+def _schedule(examples: Examples, settings: LoopSettings) -> list[tuple[int, list[Pack]]]:
     if not examples:
         raise UserError("there is no example to train on")
     return [(epoch, packs) for epoch in range(settings.epochs) for packs in epoch_steps(examples, settings, epoch)]
 
 
-def epoch_steps(examples: Sequence[TrainingExample], settings: LoopSettings, epoch: int) -> list[list[Pack]]:
+def epoch_steps(examples: Examples, settings: LoopSettings, epoch: int) -> list[list[Pack]]:
     """The packs of each step of an epoch; the last step may have fewer."""
     packs, n = plan(examples, settings.batch_tokens, settings.seed, epoch), settings.packs_per_step
     return [packs[i : i + n] for i in range(0, len(packs), n)]
 
 
-def check_examples(model: Qwen3, examples: Sequence[TrainingExample], batch_tokens: int) -> None:
+def check_examples(model: Qwen3, examples: Examples, batch_tokens: int) -> None:
     """Raise UserError where a model cannot be trained on these examples, so that it is known before anything is written."""
     positions, ids = model.config.max_position_embeddings, model.config.vocab_size
     if model.dtype == torch.float16:
@@ -158,16 +147,12 @@ def check_examples(model: Qwen3, examples: Sequence[TrainingExample], batch_toke
 
 
 def run_digest(
-    settings: LoopSettings,
-    objective: Objective,
-    parameters: Mapping[str, nn.Parameter],
-    train_examples: Sequence[TrainingExample],
-    validation_examples: Sequence[TrainingExample],
+    settings: LoopSettings, objective: Objective, parameters: Mapping[str, nn.Parameter], train: Examples, validation: Examples
 ) -> str:
     """16 hex digits of all that a run depends on but the frozen weights: settings, objective, shapes of the parameters, examples."""
     shapes = {name: [str(parameter.dtype), *parameter.shape] for name, parameter in parameters.items()}
-    digest = hashlib.sha256(json.dumps([asdict(settings), objective.facts(), shapes, len(train_examples)]).encode())
-    digest_into(digest, (*train_examples, *validation_examples))
+    digest = hashlib.sha256(json.dumps([asdict(settings), objective.facts(), shapes, len(train)]).encode())
+    digest_into(digest, (*train, *validation))
     return digest.hexdigest()[:16]
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from harkd.distill.distributed import World
-from harkd.distill.examples import TrainingExample
+from harkd.distill.examples import Examples
 from harkd.distill.packing import Batch, collate, plan
 from harkd.errors import UserError
 from harkd.kernels.divergence import KINDS, divergence, divergence_to_top_k
@@ -114,14 +114,9 @@ class Step:
 
 
 def accumulate(
-    model: Qwen3,
-    packs: Sequence[Sequence[TrainingExample]],
-    objective: Objective = Objective(),
-    world: World = World(),
-    *,
-    on_policy: bool = False,
-    gradients: bool = True,
-) -> Step:
+    model: Qwen3, packs: Sequence[Examples], objective: Objective = Objective(), world: World = World(), *,
+    on_policy: bool = False, gradients: bool = True,
+) -> Step:  # fmt: skip
     """Run over this process's packs, and add the gradients of the loss of all processes' packs to the parameters."""
     batches = [collate(pack, model.device) for pack in packs]
     ways = dict(ON_POLICY if on_policy else objective.ways)
@@ -144,7 +139,7 @@ def accumulate(
 
 @torch.no_grad()
 def validation_loss(
-    model: Qwen3, examples: Sequence[TrainingExample], batch_tokens: int, objective: Objective = Objective(), world: World = World()
+    model: Qwen3, examples: Examples, batch_tokens: int, objective: Objective = Objective(), world: World = World()
 ) -> float:
     """The loss of all of `examples` as one step, on-policy left out."""
     packs = [[examples[i] for i in pack] for pack in plan(examples, batch_tokens, seed=0, epoch=0)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from harkd.distill import checkpoint
 from harkd.distill.distributed import World
-from harkd.distill.examples import TrainingExample
+from harkd.distill.examples import Examples
 from harkd.distill.losses import Objective, Step, validation_loss
 from harkd.distill.optimiser import AdamW
 from harkd.errors import UserError
@@ -63,7 +63,7 @@ class Progress:
 
     model: Qwen3
     optimiser: AdamW
-    validation_examples: Sequence[TrainingExample]
+    validation_examples: Examples
     settings: LoopSettings
     objective: Objective
     world: World

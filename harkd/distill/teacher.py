@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from harkd.distill.distributed import World
-from harkd.distill.examples import TrainingExample, digest_into
+from harkd.distill.examples import Examples, TrainingExample, digest_into
 from harkd.distill.packing import collate, plan
 from harkd.kernels.loss import logits_of
 from harkd.qwen3.model import Qwen3
@@ -25,15 +25,9 @@ ROWS = 128  # projected at a time
 
 
 def with_top_k(
-    examples: Sequence[TrainingExample],
-    path: Path,
-    k: int,
-    batch_tokens: int,
-    temperature: float,
-    vocab_size: int,
-    load: Callable[[], Qwen3],
+    examples: Examples, path: Path, k: int, batch_tokens: int, temperature: float, vocab_size: int, load: Callable[[], Qwen3],
     world: World = World(),
-) -> list[TrainingExample]:
+) -> list[TrainingExample]:  # fmt: skip
     """The examples with what a teacher says to each: read from `path`, or first written there by load() where that has not these."""
     k = min(k, vocab_size)
     ends = torch.tensor([0, *(sum(example.mask) for example in examples)]).cumsum(0).tolist()

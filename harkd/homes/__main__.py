@@ -7,7 +7,7 @@ object with the same counts.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -46,17 +46,11 @@ def _print_report(dataset: Dataset, report: Report) -> None:
     print(f"sensors     {report.sensors}")
     print(f"events      {report.events}: {report.scored} scored, {unscored} without a label on offer")
     never = {label: 0 for home in dataset.homes for label in home.label_names if label not in report.labels}
-    _print_counts("labels", report.labels | never)
-    _print_counts("windows", report.windows)
-    _print_counts("repaired", report.repaired)
-    _print_counts("unscored", report.unscored)
-    _print_counts("noticed", report.noticed)
-
-
-def _print_counts(title: str, counts: Mapping[str, int]) -> None:
-    print(f"{title:<10}  {'' if counts else 'nothing'}".rstrip())
-    for name, count in counts.items():
-        print(f"{count:>8}  {name}")
+    for title in ("labels", "windows", "repaired", "unscored", "noticed"):
+        counts = getattr(report, title) | (never if title == "labels" else {})
+        print(f"{title:<10}  {'' if counts else 'nothing'}".rstrip())
+        for name, count in counts.items():
+            print(f"{count:>8}  {name}")
 
 
 def _print_prompt(dataset: Dataset, rules: bool, tokenizer_ref: str | None) -> int | None:

@@ -63,8 +63,8 @@ class Dataset:
 
     @property
     def left_out(self) -> int:
-        """How many recordings stand on no side of the split."""
-        return list(self._sides.values()).count(None)
+        """How many recordings stand on no side of the split; with folds, in the fold that leaves out most."""
+        return max(list(part._sides.values()).count(None) for part in (self, *self.folded()))
 
     def folded(self) -> list[Dataset]:
         """The data set once for each of its folds, or as it is where it is not divided into folds, or one of them is chosen."""
@@ -105,8 +105,8 @@ class Dataset:
         """Read everything once and count it."""
         labels, sizes, notes = Counter[str](), Counter[str](), Notes()
         sensors: set[tuple[str, str, str]] = set()
-        folds, fold = self.options.folds, self.options.fold
-        names = [f"fold {n + 1}" for n in range(folds)] if folds and not fold else SPLITS
+        parts = self.folded()
+        names = SPLITS if len(parts) == 1 else [f"fold {part.options.fold}" for part in parts]
         events = scored = 0
         for recording in self.index:
             notes.add(recording.notes())
@@ -125,9 +125,7 @@ class Dataset:
             scored=scored,
             labels=dict(labels.most_common()),
             windows={split: sizes[split] for split in (*names, *(["left out"] if sizes["left out"] else []))},
-            repaired=dict(notes.repaired.most_common()),
-            unscored=dict(notes.unscored.most_common()),
-            noticed=dict(notes.noticed.most_common()),
+            **{kind: dict(getattr(notes, kind).most_common()) for kind in ("repaired", "unscored", "noticed")},
         )
 
 

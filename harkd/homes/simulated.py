@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
@@ -100,8 +100,7 @@ def house(name: str) -> House:
     drawn = House(name, Home(name, rooms_told, tuple(Label(*label) for label in told), rules), residents, sensors, motion, labels, words)
     example = tuple(event for event in _events(drawn, 0) if event.labels)  # day 0 is no recording
     start = rng.randrange(max(1, len(example) - 4))
-    home = Home(name, rooms_told, drawn.home.labels, rules, example[start : start + 4])
-    return House(name, home, residents, sensors, motion, labels, words)
+    return replace(drawn, home=replace(drawn.home, example=example[start : start + 4]))
 
 
 def _drawn(family: range, draw: Callable[[], Drawn]) -> Drawn:
@@ -117,11 +116,8 @@ def _layout(rng: Random, residents: int) -> tuple[tuple[str, ...], tuple[tuple[s
     absent = set(rng.sample(OPTIONAL, rng.randint(0, 4)))
     things = tuple(thing for thing in THINGS if thing not in absent)
     numbered = rng.random() < 0.3
-    rooms = []
-    for room, names in ROOMS.items():
-        name = rng.choice(names)
-        rooms.append((room, f"{name} 1" if numbered and room in ("bedroom", "bathroom") and residents == 1 else name))
-    return things, tuple(rooms)
+    ones = ("bedroom", "bathroom") if numbered and residents == 1 else ()
+    return things, tuple((room, rng.choice(names) + (" 1" if room in ones else "")) for room, names in ROOMS.items())
 
 
 def _sensors(
@@ -132,10 +128,9 @@ def _sensors(
     for thing in things:
         room, kind, names = THINGS[thing]
         name, own = rng.choice(names), residents if thing in ("bed", "chair") else 1
-        if thing == "bed" and own > 1:
-            sensors[thing] = tuple(Sensor(f"{name_of[room]} {i + 1}", name, kind) for i in range(own))
-        else:
-            sensors[thing] = tuple(Sensor(name_of[room], name if own == 1 else f"{name} {i + 1}", kind) for i in range(own))
+        numbers = [""] if own == 1 else [f" {i + 1}" for i in range(own)]
+        places = [(number, "") if thing == "bed" else ("", number) for number in numbers]  # beds stand in rooms of their own
+        sensors[thing] = tuple(Sensor(f"{name_of[room]}{one}", f"{name}{other}", kind) for one, other in places)
     motion_name = rng.choice(MOTION_NAMES)
     with_motion = rng.sample([room for room in ROOMS if room != "bedroom"], rng.randint(1, 4))
     return sensors, {room: Sensor(name_of[room], motion_name, "motion") for room in ROOMS if room in with_motion}

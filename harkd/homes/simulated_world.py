@@ -73,106 +73,58 @@ THINGS = {
     "door": Thing("hall", "contact", ("front door", "main door")),
 }
 
-ACTIVITIES = {
-    "wake": Activity(((6.8, 1.0),), ("bed-",), (), ""),  # the end of "sleep", and so labelled
-    "sleep": Activity(((22.8, 1.0),), ("bed+",), ("sleeping", "resting in bed", "bed rest"), "lies in bed at night until the morning"),
-    "toilet": Activity(
-        ((7.0, 0.9), (11.0, 0.5), (15.0, 0.5), (19.0, 0.6), (22.0, 0.6)),
-        ("toilet basin?",),
-        ("toileting", "toilet visit", "lavatory use"),
-        "uses the toilet, may wash hands behind it",
-    ),
-    "wash": Activity(
-        ((7.2, 0.9), (22.2, 0.7)),
-        ("shower+ 6m shower- basin?", "basin+ 2m basin- cabinet?"),
-        ("showering", "body care", "hygiene"),
-        "takes a shower or washes at the basin",
-    ),
-    "medicine": Activity(
-        ((8.3, 0.6), (21.0, 0.6)),
-        ("cabinet basin", "cabinet basin cabinet?"),
-        ("medication", "medicine intake", "pills"),
-        "takes pills from the cabinet, then water",
-    ),
-    "dress": Activity(
-        ((7.6, 0.9), (18.5, 0.4)), ("wardrobe wardrobe? bed?",), ("dressing", "clothes change", "outfit change"), "takes clothes out"
-    ),
-    "breakfast": Activity(
-        ((7.8, 0.95),),
-        (
-            "kettle+ fridge drawer? cupboard kettle-", "fridge stove+ drawer 4m stove- fridge?",
-            "cupboard fridge microwave+ 2m microwave- drawer?",
-        ),
-        ("breakfast preparation", "morning cooking", "early meal preparation"),
-        "gets a meal ready in the morning",
-    ),
-    "lunch": Activity(
-        ((12.2, 0.9),),
-        ("fridge stove+ cupboard drawer 8m sink? stove-", "fridge cupboard microwave+ 3m microwave- drawer"),
-        ("lunch preparation", "midday cooking", "noon meal preparation"),
-        "gets a meal ready at midday",
-    ),
-    "dinner": Activity(
-        ((18.6, 0.95),),
-        (
-            "fridge cupboard stove+ drawer 9m fridge? stove-", "cupboard stove+ sink 6m drawer stove-",
-            "fridge microwave+ 3m drawer microwave-",
-        ),
-        ("dinner preparation", "evening cooking", "supper preparation"),
-        "gets a meal ready in the evening",
-    ),
-    "drink": Activity(
-        ((10.2, 0.7), (16.2, 0.8), (20.6, 0.6)),
-        ("kettle+ drawer 2m kettle-", "fridge drawer", "kettle+ cupboard kettle-"),
-        ("drinking", "coffee or tea", "beverage preparation"),
-        "makes or takes a drink between meals",
-    ),
-    "eat": Activity(
-        ((8.1, 0.9), (12.7, 0.9), (19.1, 0.95)),
-        ("chair+ 12m chair-", "chair+ 5m chair- chair+ 6m chair-"),
-        ("eating", "meal at the table", "dining"),
-        "sits at the table and eats",
-    ),
-    "dishes": Activity(
-        ((8.5, 0.6), (13.2, 0.7), (19.6, 0.8)),
-        ("sink+ 3m sink- drawer", "sink drawer sink+ 2m sink- drawer?"),
-        ("dishwashing", "washing up", "cleaning dishes"),
-        "washes the dishes after a meal and puts them away",
-    ),
-    "tv": Activity(
-        ((13.8, 0.4), (17.4, 0.4), (20.2, 0.9)),
-        ("tv+ couch+ 40m couch- tv-", "couch+ tv+ 30m tv- couch-", "tv+ couch+ 15m couch- couch+ 15m couch- tv-"),
-        ("watching television", "television", "TV time"),
-        "sits on the couch with the television on",
-    ),
-    "game": Activity(
-        ((14.8, 0.5), (17.0, 0.5), (21.0, 0.4)),
-        ("console+ tv+ couch+ 30m couch- console- tv-", "tv+ console+ couch+ 25m console- couch- tv-"),
-        ("gaming", "playing video games", "console games"),
-        "plays with the console on the television",
-    ),
-    "read": Activity(
-        ((10.6, 0.4), (15.4, 0.6), (21.4, 0.5)),
-        ("lamp+ couch+ 25m couch- lamp-", "couch+ lamp+ 30m lamp- couch-"),
-        ("reading", "book reading", "literature"),
-        "sits on the couch under the lamp",
-    ),
-    "work": Activity(
-        ((9.2, 0.7), (13.6, 0.6), (16.6, 0.3)),
-        ("desk+ computer+ 60m desk- desk+ 30m computer- desk-", "computer+ desk+ 50m desk- computer-"),
-        ("working at the computer", "PC work", "desk work"),
-        "sits at the desk",
-    ),
-    "leave": Activity(
-        ((8.9, 0.5), (15.6, 0.4)),
-        ("coats door",),
-        ("leaving home", "going out", "exit"),
-        "takes a coat, then goes out of the door",
-    ),
-    "enter": Activity(  # whenever somebody who left comes back
-        (), ("door coats",), ("entering home", "coming back", "arrival"), "comes in at the door, then puts the coat away"
-    ),
-}
+# two lines each: name, "hour probability" of each slot, what homes call it, what it means; then its scripts. "wake" is the end of "sleep",
+# and so labelled; "enter" is whenever somebody who left comes back
+_TABLE = """\
+wake | 6.8 1.0 |  |
+    bed-
+sleep | 22.8 1.0 | sleeping, resting in bed, bed rest | lies in bed at night until the morning
+    bed+
+toilet | 7.0 0.9, 11.0 0.5, 15.0 0.5, 19.0 0.6, 22.0 0.6 | toileting, toilet visit, lavatory use | uses the toilet, may wash hands behind it
+    toilet basin?
+wash | 7.2 0.9, 22.2 0.7 | showering, body care, hygiene | takes a shower or washes at the basin
+    shower+ 6m shower- basin?; basin+ 2m basin- cabinet?
+medicine | 8.3 0.6, 21.0 0.6 | medication, medicine intake, pills | takes pills from the cabinet, then water
+    cabinet basin; cabinet basin cabinet?
+dress | 7.6 0.9, 18.5 0.4 | dressing, clothes change, outfit change | takes clothes out
+    wardrobe wardrobe? bed?
+breakfast | 7.8 0.95 | breakfast preparation, morning cooking, early meal preparation | gets a meal ready in the morning
+    kettle+ fridge drawer? cupboard kettle-; fridge stove+ drawer 4m stove- fridge?; cupboard fridge microwave+ 2m microwave- drawer?
+lunch | 12.2 0.9 | lunch preparation, midday cooking, noon meal preparation | gets a meal ready at midday
+    fridge stove+ cupboard drawer 8m sink? stove-; fridge cupboard microwave+ 3m microwave- drawer
+dinner | 18.6 0.95 | dinner preparation, evening cooking, supper preparation | gets a meal ready in the evening
+    fridge cupboard stove+ drawer 9m fridge? stove-; cupboard stove+ sink 6m drawer stove-; fridge microwave+ 3m drawer microwave-
+drink | 10.2 0.7, 16.2 0.8, 20.6 0.6 | drinking, coffee or tea, beverage preparation | makes or takes a drink between meals
+    kettle+ drawer 2m kettle-; fridge drawer; kettle+ cupboard kettle-
+eat | 8.1 0.9, 12.7 0.9, 19.1 0.95 | eating, meal at the table, dining | sits at the table and eats
+    chair+ 12m chair-; chair+ 5m chair- chair+ 6m chair-
+dishes | 8.5 0.6, 13.2 0.7, 19.6 0.8 | dishwashing, washing up, cleaning dishes | washes the dishes after a meal and puts them away
+    sink+ 3m sink- drawer; sink drawer sink+ 2m sink- drawer?
+tv | 13.8 0.4, 17.4 0.4, 20.2 0.9 | watching television, television, TV time | sits on the couch with the television on
+    tv+ couch+ 40m couch- tv-; couch+ tv+ 30m tv- couch-; tv+ couch+ 15m couch- couch+ 15m couch- tv-
+game | 14.8 0.5, 17.0 0.5, 21.0 0.4 | gaming, playing video games, console games | plays with the console on the television
+    console+ tv+ couch+ 30m couch- console- tv-; tv+ console+ couch+ 25m console- couch- tv-
+read | 10.6 0.4, 15.4 0.6, 21.4 0.5 | reading, book reading, literature | sits on the couch under the lamp
+    lamp+ couch+ 25m couch- lamp-; couch+ lamp+ 30m lamp- couch-
+work | 9.2 0.7, 13.6 0.6, 16.6 0.3 | working at the computer, PC work, desk work | sits at the desk
+    desk+ computer+ 60m desk- desk+ 30m computer- desk-; computer+ desk+ 50m desk- computer-
+leave | 8.9 0.5, 15.6 0.4 | leaving home, going out, exit | takes a coat, then goes out of the door
+    coats door
+enter |  | entering home, coming back, arrival | comes in at the door, then puts the coat away
+    door coats
+"""
+
+
+def _read(table: str) -> dict[str, Activity]:
+    lines, found = table.splitlines(), {}
+    for head, scripts in zip(lines[::2], lines[1::2]):
+        name, slots, names, meaning = (part.strip() for part in head.split("|"))
+        pairs = tuple((float(hour), float(p)) for hour, p in map(str.split, filter(None, slots.split(", "))))
+        found[name] = Activity(pairs, tuple(scripts.strip().split("; ")), tuple(filter(None, names.split(", "))), meaning)
+    return found
+
+
+ACTIVITIES = _read(_TABLE)
 
 RULES = (
     "Each event has one activity: that of the person who caused it.",

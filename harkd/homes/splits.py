@@ -12,7 +12,8 @@ So are k folds: each is the test side once, the others train, and the prediction
 What is drawn may be another unit than the group (`--split-by`), for other questions:
 
     subject     people never seen in training; a recording of people on different sides is left out
-    scenario    scenarios never seen in training, of people who may have been, on the same day too
+    scenario    scenarios never seen in training, of people who may have been, but on other days: of a group with scenarios on several
+                sides, only the recordings that test stay, or else those that validate; the others are left out
     home        homes never seen in training
     days        later days: of each home's days in the order of time, not drawn, the first train, the last test, and one between two
                 sides is left out; k folds are k stretches of days, without the days on either side of the one that tests. A group
@@ -63,7 +64,14 @@ def sides(index: Sequence[Recording], by: str = "group", seed: int = 0, k: int =
         side_of = assign_splits(names, seed)
     found = [{side_of[unit] for unit in of_recording} for of_recording in units]
     chosen = [of_recording.pop() if len(of_recording) == 1 else None for of_recording in found]
-    if by != "group" and not fold == 0 < k and not {"train", "test"} <= set(chosen):
+    if fold == 0 < k:
+        return chosen
+    if by == "scenario":
+        kept: dict[str, str] = {}
+        for recording, side in zip(index, chosen):
+            kept[recording.group] = max(side, kept.get(recording.group, side), key=SPLITS.index)
+        chosen = [side if side == kept[recording.group] else None for recording, side in zip(index, chosen)]
+    if by != "group" and not {"train", "test"} <= set(chosen):
         raise UserError(f"--split-by {by} leaves no recording to {'train' if 'train' not in chosen else 'test'}: choose another --split-by")
     return chosen
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from harkd.errors import UserError
 from harkd.files import write_json
+from harkd.jsonl import read_json
 from harkd.qwen3.config import PROJECTIONS
 from harkd.qwen3.linear import Linear, LoraLinear
 from harkd.qwen3.model import Qwen3
@@ -176,17 +177,7 @@ def load_adapter(model: Qwen3, folder: Path) -> LoraConfig:
 def read_notes(folder: Path) -> dict[str, Any]:
     """What harkd wrote beside the adapter: base, base_fingerprint, template, thinking, answer_form; the base alone for one of PEFT's."""
     if (folder / "harkd.json").exists():
-        return _read_object(folder / "harkd.json")
-    base = _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        return read_json(folder / "harkd.json")
+    config = folder / "adapter_config.json"
+    base = read_json(config).get("base_model_name_or_path") if config.exists() else None
     return {"base": base} if isinstance(base, str) else {}
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, {} where there is none."""
-    try:
-        notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(notes, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return notes

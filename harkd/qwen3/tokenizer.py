@@ -118,9 +118,7 @@ class Example:
     mask: list[bool]
 
 
-def render_example(
-    tokenizer: Tokenizer, messages: Sequence[template.Message], *, thinking: bool, unscored: Sequence[Span] = ()
-) -> Example:
+def render_example(tokenizer: Tokenizer, messages: Sequence[template.Message], *, thinking: bool, unscored: Sequence[Span] = ()) -> Example:
     """Render and tokenise a conversation whose last turn, the assistant's, is to be learnt, as laid out at the top of this file.
 
     `unscored` are character spans of the last turn's content that are not learnt: every token that overlaps one is masked.

@@ -15,7 +15,7 @@ each, an unscored one not at all.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -32,19 +32,6 @@ Sensor = tuple[str, str]  # room, name
 
 
 @dataclass(frozen=True)
-class Majority:
-    label: str
-
-    @classmethod
-    def fit(cls, windows: Iterable[Window], labels: Sequence[str]) -> Majority:
-        """Learn from training windows; `labels` are those on offer, in the home's order. UserError if no event has a label."""
-        return cls(_most_frequent(sum(_count(windows).values(), Counter()), labels))
-
-    def predict(self, window: Window) -> list[str]:
-        return [self.label] * len(window.events)
-
-
-@dataclass(frozen=True)
 class SensorLookup:
     label_of: Mapping[Sensor, str]
     majority: str
@@ -52,12 +39,26 @@ class SensorLookup:
     @classmethod
     def fit(cls, windows: Iterable[Window], labels: Sequence[str]) -> SensorLookup:
         """Learn from training windows; `labels` are those on offer, in the home's order. UserError if no event has a label."""
-        counts = _count(windows)
-        label_of = {sensor: _most_frequent(of_sensor, labels) for sensor, of_sensor in counts.items()}
-        return cls(label_of, _most_frequent(sum(counts.values(), Counter()), labels))
+        counts: dict[Sensor, np.ndarray] = defaultdict(lambda: np.zeros(len(labels)))
+        for window in windows:
+            for event, row in zip(window.events, targets(window, labels)):
+                if row.any():
+                    counts[event.room, event.sensor] += row
+        total = sum(counts.values(), np.zeros(len(labels)))
+        seen_labels(total)
+        return cls({sensor: labels[row.argmax()] for sensor, row in counts.items()}, labels[total.argmax()])
 
     def predict(self, window: Window) -> list[str]:
         return [self.label_of.get((event.room, event.sensor), self.majority) for event in window.events]
+
+
+class Majority(SensorLookup):
+    """Knows no sensor."""
+
+    @classmethod
+    def fit(cls, windows: Iterable[Window], labels: Sequence[str]) -> Majority:
+        """As SensorLookup's."""
+        return cls({}, super().fit(windows, labels).majority)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,18 +145,3 @@ def sensor_state(event: Event) -> tuple[str, str, str]:
 def _features(window: Window) -> list[tuple[Hashable, ...]]:
     sensors = [None, *((event.room, event.sensor) for event in window.events), None]
     return [(sensor_state(event), event.time.hour, *pair) for event, *pair in zip(window.events, sensors, sensors[2:])]
-
-
-def _count(windows: Iterable[Window]) -> dict[Sensor, Counter[str]]:
-    counts: dict[Sensor, Counter[str]] = defaultdict(Counter)
-    for window in windows:
-        for event in window.events:
-            if event.labels:
-                counts[event.room, event.sensor].update(event.labels)
-    if not counts:
-        raise UserError(NOTHING)
-    return counts
-
-
-def _most_frequent(counts: Counter[str], labels: Sequence[str]) -> str:
-    return min(counts, key=lambda label: (-counts[label], labels.index(label)))

@@ -19,7 +19,6 @@ from harkd.homes.events import Event
 from harkd.scoring.table import shorten
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Curve = Sequence[tuple[float, Sequence[float] | None]]  # a figure at each place of the horizontal axis, and its interval
@@ -74,8 +73,7 @@ def timeline(path: Path, events: Sequence[Event], predicted: Sequence[str | None
     legend = "events in order of time, not to scale; ×: wrong; grey: not scored; empty: no answer"
     figure.axes[-1].set_xlabel(legend, fontsize=8, loc="left")
     patches = [figure.axes[0].bar(0, 0, color=shade, label=shorten(label)) for label, shade in colour.items()]
-    figure.legend(handles=patches, loc="outside lower left", ncols=4, fontsize=8, frameon=False)
-    _save(figure, path)
+    _save(figure, path, 4, handles=patches)
 
 
 def confusion(path: Path, scores: Mapping[str, Any], title: str = "") -> None:
@@ -111,8 +109,7 @@ def reliability(path: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
         axes.scatter(p, right, 12 + 120 * events / events.sum(), color=colour)
     axes.set(xlabel="probability of the answer (a dot's size tells its events)", ylabel="share that is right")
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02))
-    figure.legend(loc="outside lower left", fontsize=8, frameon=False)
-    _save(figure, path)
+    _save(figure, path, 1)
 
 
 def size_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -130,8 +127,7 @@ def size_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
                 axes.errorbar(row[key], value, spread, fmt="o", color=colour, capsize=3, label=name)
         axes.set(xscale="log", xlabel=heading, ylim=(0, 1))
     figure.axes[0].set_ylabel("weighted F1")
-    figure.legend(loc="outside lower left", ncols=2, fontsize=8, frameon=False)
-    _save(figure, path)
+    _save(figure, path, 2)
 
 
 def curves(path: Path, lines: Mapping[str, Curve], places: Sequence[str], heading: str = "") -> None:
@@ -148,8 +144,7 @@ def curves(path: Path, lines: Mapping[str, Curve], places: Sequence[str], headin
     axes.set_xticks(range(len(places)), places, fontsize=8, **slanted)
     axes.set(ylabel="weighted F1", ylim=(0, 1))
     axes.set_title(heading, fontsize=10, loc="left")
-    figure.legend(loc="outside lower left", fontsize=8, frameon=False)
-    _save(figure, path)
+    _save(figure, path, 1)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -168,13 +163,12 @@ def _colours() -> list[Any]:
     return [colormaps[name](i) for name, order in maps for i in order]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, columns: int = 0, **legend: Any) -> None:
+    """Write the figure, with a legend below it in so many columns."""
     for axes in figure.axes:
-        _plain(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=2)
+    if columns:
+        figure.legend(**legend, loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
     with replacing(Path(path)) as file:
         figure.savefig(file, format="png")
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(length=2)

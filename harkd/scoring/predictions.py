@@ -10,17 +10,27 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harkd.homes.answer import Answer
+from harkd.jsonl import read_json_lines
 from harkd.scoring.calibration import calibration
 from harkd.scoring.intervals import intervals
 from harkd.scoring.metrics import FIGURES, score
 
 Record = Mapping[str, Any]
 Reader = Callable[[Record], Sequence[str | None]]  # the label of each event
+
+
+def read_records(path: Path) -> dict[str, list[Record]]:
+    """The records of a file by the name of their data set, none for a name that is not there."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    for _, record in read_json_lines(path):
+        found[record["data"]].append(record)
+    return found
 
 
 def score_records(

@@ -11,53 +11,51 @@ import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harkd.files import write_text
 from harkd.homes.events import Window
-from harkd.jsonl import read_json_lines
+from harkd.jsonl import read_json
 from harkd.scoring import plots
 from harkd.scoring.baselines import joined, recordings
-from harkd.scoring.predictions import Record
+from harkd.scoring.predictions import Record, read_records
 from harkd.scoring.table import align, tables
 
 WORST, LONGEST = 3, 2000  # windows shown for each model, characters of a completion
 ENOUGH = 150  # scored events that a recording needs to be as good for a picture as a longer one
 
 
-@dataclass
-class Seen:
+class Seen(NamedTuple):
     """What one pass over a data set's windows keeps: those that were asked for, a digest of all, one recording with a life of its own."""
 
-    wanted: dict[str, Window] = field(default_factory=dict)
-    digest: str = ""
-    recording: list[Window] = field(default_factory=list)
+    wanted: dict[str, Window]
+    digest: str
+    recording: list[Window]
 
 
-def write_timeline(path: Path, run: Sequence[Window], records: Iterable[Record], labels: Sequence[str], name: str) -> None:
-    """Draw the windows of one recording with what `name` said of them."""
-    answers = {record["window"]: record["answer"] for record in records}
+def write_timeline(
+    path: Path, run: Sequence[Window], answers: Mapping[str, Sequence[str | None]], labels: Sequence[str], name: str
+) -> None:
+    """Draw the windows of one recording with what `name` answered to them, by their ids."""
     events, predicted = joined(run).events, [label for window in run for label in answers[window.id]]
     plots.timeline(path, events, predicted, labels, f"{run[0].home}, {run[0].recording}: {name}")
 
 
 def look(windows: Iterable[Window], wanted: Iterable[str] = ()) -> Seen:
     """Pass over the windows once. The recording that is kept has the most residents and, of those, the most scored events up to ENOUGH."""
-    seen, ids, digest, best = Seen(), frozenset(wanted), hashlib.sha256(), (-1, -1)
+    ids, found, digest, best, kept = frozenset(wanted), {}, hashlib.sha256(), (-1, -1), []
     for run in recordings(windows):
         for window in run:
             told = [window.id, *((str(event.time), event.description, event.labels) for event in window.events)]
             digest.update(json.dumps(told).encode())
-            seen.wanted |= {window.id: window} if window.id in ids else {}
+            found |= {window.id: window} if window.id in ids else {}
         events = joined(run).events
         rank = len({event.resident for event in events}), min(ENOUGH, sum(bool(event.labels) for event in events))
         if rank > best:
-            best, seen.recording = rank, run
-    seen.digest = digest.hexdigest()[:16]
-    return seen
+            best, kept = rank, run
+    return Seen(found, digest.hexdigest()[:16], kept)
 
 
 def write_report(
@@ -67,22 +65,27 @@ def write_report(
     set by name, `result` is the run's. Raises UserError without matplotlib.
     """
     plots.need()
-    metrics, settings = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("metrics.json", "settings.json"))
+    metrics, settings = read_json(folder / "metrics.json"), read_json(folder / "settings.json")
     text, digests = ["# Evaluation", _block(tables(result["models"])), _block(_normalised(metrics["models"]))], {}
+    answers, worst = {}, {}  # by data set and model
+    for name, path in predictions.items():
+        for data, records in read_records(path).items():
+            answers[data, name] = {record["window"]: record["answer"] for record in records}
+            worst[data, name] = _worst(record for record in records if "text" in record)
     for number, (data, of_data) in enumerate(windows.items(), 1):
         scores = [row for row in metrics["models"] if row["data"] == data]
         rows = [row for row in result["models"] if row["data"] == data]
-        records = {name: [r for _, r in read_json_lines(path) if r["data"] == data] for name, path in predictions.items()}
-        worst = {name: _worst(found) for name, found in records.items() if any("text" in record for record in found)}
-        seen = look(of_data, (record["window"] for found in worst.values() for record in found))
+        seen = look(of_data, (record["window"] for name in predictions for record in worst[data, name]))
         digests[data] = seen.digest
-        text += [f"## {data}", _counts(scores[0], metrics["split"])]
+        interval = "95% intervals are from a bootstrap over these" if scores[0]["intervals"] else "too few for intervals"
+        text += [f"## {data}", f"{counts(scores[0], metrics['split'])}, in {scores[0]['groups']} groups: {interval}."]
         text += _pictures(folder, number, scores, rows)
         best = max(rows, key=lambda row: row["weighted_f1"] or 0)["name"]
-        write_timeline(folder / f"report-timeline-{number}.png", seen.recording, records[best], scores[0]["labels"], best)
+        write_timeline(folder / f"report-timeline-{number}.png", seen.recording, answers[data, best], scores[0]["labels"], best)
         text += ["### One recording", f"![timeline](report-timeline-{number}.png)"]
-        for name, found in worst.items():
-            text += [f"### Worst windows: {name}", *(_window(seen.wanted[record["window"]], record) for record in found)]
+        for name in predictions:
+            shown = [_window(seen.wanted[record["window"]], record) for record in worst[data, name]]
+            text += [f"### Worst windows: {name}", *shown] if shown else []
     text += ["## Provenance", _block(_provenance(settings, digests, folder, command))]
     write_text(folder / "report.md", "\n\n".join(text) + "\n")
 
@@ -106,10 +109,9 @@ def _normalised(models: Sequence[Mapping[str, Any]]) -> str:
     return align(rows)
 
 
-def _counts(scores: Mapping[str, Any], split: str) -> str:
-    interval = "95% intervals are from a bootstrap over these" if scores["intervals"] else "too few for intervals"
-    counts = f"{scores['windows']} windows of {split} with {scores['events']} events, of which {scores['scored']} are scored"
-    return f"{counts}, in {scores['groups']} groups: {interval}."
+def counts(scores: Mapping[str, Any], split: str) -> str:
+    """What was scored."""
+    return f"{scores['windows']} windows of {split}, {scores['events']} events, of which {scores['scored']} are scored"
 
 
 def _pictures(folder: Path, number: int, scores: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[str]:

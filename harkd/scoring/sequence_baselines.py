@@ -146,9 +146,7 @@ def _inputs(window: Window, places: Mapping[Shown, int]) -> tuple[torch.Tensor, 
     return torch.tensor([places.get(sensor_state(event), 0) for event in window.events]), torch.tensor(times)
 
 
-def _trained(
-    values: torch.Tensor, times: torch.Tensor, wanted: torch.Tensor, lengths: torch.Tensor, n_places: int
-) -> torch.nn.ModuleDict:
+def _trained(values: torch.Tensor, times: torch.Tensor, wanted: torch.Tensor, lengths: torch.Tensor, n_places: int) -> torch.nn.ModuleDict:
     """A network fitted to W windows: [W, N], [W, N, 3], [W, N, L], whose rows of padding and unscored events are zeros, and [W]."""
     import torch
 

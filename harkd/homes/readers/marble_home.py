@@ -6,9 +6,11 @@ invented. Neither was fitted to recordings.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from harkd.homes.events import Event, Home, Label
+from harkd.homes.readers.common import rooms
 
 TRANSITION = "TRANSITION"
 
@@ -20,26 +22,15 @@ KINDS = {
     "S": ("smartphone", "started", "ended"),
 }
 
-SENSORS = {  # sensor id: room, name
-    "R1": ("kitchen", "pantry"),
-    "R2": ("kitchen", "cutlery drawer"),
-    "R5": ("kitchen", "pots drawer"),
-    "R7": ("kitchen", "fridge"),
-    "E1": ("kitchen", "stove"),
-    "R6": ("medicine area", "medicines cabinet"),
-    "P1": ("dining room", "chair 1"),
-    "P4": ("dining room", "chair 2"),
-    "P5": ("dining room", "chair 3"),
-    "P6": ("dining room", "chair 4"),
-    "E2": ("living room", "television"),
-    "P3": ("living room", "couch place 1"),
-    "P7": ("living room", "couch place 2"),
-    "P8": ("living room", "couch place 3"),
-    "P9": ("living room", "couch place 4"),
-    "P2": ("office", "chair"),
-    "S1": ("", "outgoing phone call"),
-    "S2": ("", "incoming phone call"),
+_SENSORS = {  # by room: sensor id and name
+    "kitchen": "R1 pantry, R2 cutlery drawer, R5 pots drawer, R7 fridge, E1 stove",
+    "medicine area": "R6 medicines cabinet",
+    "dining room": "P1 chair 1, P4 chair 2, P5 chair 3, P6 chair 4",
+    "living room": "E2 television, P3 couch place 1, P7 couch place 2, P8 couch place 3, P9 couch place 4",
+    "office": "P2 chair",
+    "": "S1 outgoing phone call, S2 incoming phone call",
 }
+SENSORS = {sensor[:2]: (room, sensor[3:]) for room, sensors in _SENSORS.items() for sensor in sensors.split(", ")}  # id: room, name
 PHONES = ("S1", "S2")
 
 ACTIVITIES = {
@@ -86,19 +77,14 @@ def describe(sensor: str, on: bool) -> tuple[str, str, str]:
 
 def home(transition: bool, smartphone: bool) -> Home:
     """The home as the prompt tells it, with TRANSITION as an activity and the phones as sensors only if asked."""
-    rooms: dict[str, list[str]] = {}
-    for sensor, (room, name) in SENSORS.items():
-        if smartphone or sensor not in PHONES:
-            kind, on, off = KINDS[sensor[0]]
-            rooms.setdefault(room or "anywhere", []).append(f"{name} ({kind}: {on}, {off})")
+    told = [(room, name, *KINDS[sensor[0]]) for sensor, (room, name) in SENSORS.items() if smartphone or sensor not in PHONES]
     labels = tuple(Label(name, meaning) for name, meaning in ACTIVITIES.items() if transition or name != TRANSITION)
-    return Home("marble", tuple((room, tuple(sensors)) for room, sensors in rooms.items()), labels, RULES, _example())
+    listed = rooms((room, f"{name} ({kind}: {on}, {off})") for room, name, kind, on, off in told)
+    return Home("marble", listed, labels, RULES, tuple(_example()))
 
 
-def _example() -> tuple[Event, ...]:
+def _example() -> Iterator[Event]:
     start = datetime(2018, 1, 1, 8, 41, 5)
-    events = []
     for number, (seconds, sensor, on, label) in enumerate(_EXAMPLE):
         room, name, state = describe(sensor, on)
-        events.append(Event(number, start + timedelta(seconds=seconds), name, room, state, (label,)))
-    return tuple(events)
+        yield Event(number, start + timedelta(seconds=seconds), name, room, state, (label,))

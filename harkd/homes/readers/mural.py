@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from harkd.errors import UserError
 from harkd.homes.events import Event, Home, Label, Notes, Recording
