@@ -5,6 +5,8 @@ import shlex
 import subprocess
 import sys
 
+import pytest
+
 from harkd.eval import main as evaluate
 from tests.door_cases import run
 from tests.helpers import ROOT
