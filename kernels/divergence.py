@@ -40,16 +40,9 @@ Compare = Callable[[slice, Tensor, bool], "tuple[Tensor, Tensor | None]"]
 
 
 def divergence(
-    hidden: Tensor,
-    head: Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: Tensor,
-    kind: str = "forward_kl",
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    vocab_size: int | None = None,
-    chunk: int = 128,
-) -> Tensor:
+    hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor, kind: str = "forward_kl", beta: float = 0.5,
+    temperature: float = 1.0, vocab_size: int | None = None, chunk: int = 128,
+) -> Tensor:  # fmt: skip
     """Divergence [N] in float32 between the rows of a student and of a teacher.
 
     Args: hidden [N, C], head [V, C]; teacher_hidden [N, C'], teacher_head [V', C']; beta: the teacher's share of the middle, for `jsd`;
@@ -69,16 +62,9 @@ def divergence(
 
 
 def divergence_to_top_k(
-    hidden: Tensor,
-    head: Tensor,
-    top_ids: Tensor,
-    top_logprobs: Tensor,
-    kind: str = "forward_kl",
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    vocab_size: int | None = None,
-    chunk: int = 128,
-) -> Tensor:
+    hidden: Tensor, head: Tensor, top_ids: Tensor, top_logprobs: Tensor, kind: str = "forward_kl", beta: float = 0.5,
+    temperature: float = 1.0, vocab_size: int | None = None, chunk: int = 128,
+) -> Tensor:  # fmt: skip
     """Divergence [N] in float32 between a student's rows and a teacher's stored top-k, all other tokens being one bucket.
 
     Args: hidden [N, C], head [V, C]; top_ids [N, K] int64, different within a row; top_logprobs [N, K], natural logarithms, finite, at

@@ -32,14 +32,9 @@ def lora_linear_reference(x: Tensor, weights: Sequence[Tensor], a: Sequence[Tens
 
 
 def lora_linear(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
-    scale: float,
-    backend: str = "auto",
+    x: Tensor, weights: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor], scale: float, backend: str = "auto",
     variant: str = "base_last",
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """The adapted projections y_i [T, out_i] of one input x [T, in], one for each weight. Differentiable in x, A_i and B_i.
 
     Args: weights: W_i [out_i, in], frozen; a: A_i [r, in]; b: B_i [out_i, r], r from 1 to 256; variant: of the Triton backend's forward
