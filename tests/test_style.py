@@ -19,12 +19,12 @@ ROOMS = ("qwen3", "sampling", "homes", "distill", "scoring")
 MAY_KNOW = {  # besides COMMON
     "kernels": {"kernels"},
     "homes": {"homes"},
-    "qwen3": {"qwen3", "kernels", "tensors"},
+    "qwen3": {"qwen3", "kernels", "tensors", "distributed"},
     "sampling": {"sampling", "qwen3", "kernels"},
-    "distill": {"distill", "qwen3", "homes", "kernels", "tensors"},
+    "distill": {"distill", "qwen3", "homes", "kernels", "tensors", "distributed"},
     "scoring": {"scoring", "homes"},
 }
-COMMON = {"errors", "files", "jsonl", "memory"}  # these, and tensors, know no room
+COMMON = {"errors", "files", "jsonl", "memory"}  # these, and tensors, know no room; distributed meets others on a device that qwen3 names
 EXCEPTIONS = {
     "harkd/homes/__main__.py": {"doors", "qwen3"},  # a door, which counts tokens
     "harkd/distill/batch_file.py": {"sampling"},  # writes a Sampling's values, and draws nothing

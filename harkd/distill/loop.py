@@ -1,7 +1,7 @@
 """The training loop.
 
 Each step runs over its packs, takes the loss of all of them at once (losses.py), clips the gradient and updates the parameters: an
-adapter's, or a whole model's. Several processes share the packs of a step (distributed.py).
+adapter's, or a whole model's. Several processes share the packs of a step (harkd/distributed.py).
 
 A run is a function of its arguments: the order of examples comes from (seed, epoch), what the student writes from (seed, step), nothing
 else is random. `last.safetensors` holds all that a step depends on, hence a run that was killed and called again ends, on a CPU with as
@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 from harkd.distill import checkpoint
-from harkd.distill.distributed import World
 from harkd.distill.examples import TrainingExample, digest_into
 from harkd.distill.losses import Objective, accumulate
 from harkd.distill.optimiser import AdamW, learning_rate
 from harkd.distill.packing import Pack, plan
 from harkd.distill.progress import METRICS, Progress, Result, open_metrics
+from harkd.distributed import World
 from harkd.errors import UserError
 from harkd.qwen3.model import Qwen3
 
@@ -63,19 +63,11 @@ class LoopSettings:
 
 
 def train(
-    model: Qwen3,
-    parameters: Mapping[str, nn.Parameter],
-    train_examples: Sequence[TrainingExample],
-    validation_examples: Sequence[TrainingExample],
-    settings: LoopSettings,
-    folder: Path,
-    *,
-    objective: Objective = Objective(),
-    world: World = World(),
-    rollout: Rollout | None = None,
-    f1: Callable[[], float] | None = None,
+    model: Qwen3, parameters: Mapping[str, nn.Parameter], train_examples: Sequence[TrainingExample],
+    validation_examples: Sequence[TrainingExample], settings: LoopSettings, folder: Path, *, objective: Objective = Objective(),
+    world: World = World(), rollout: Rollout | None = None, f1: Callable[[], float] | None = None,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> Result:
+) -> Result:  # fmt: skip
     """Train `parameters`, part of `model`, in place, and leave the best of them there. Continues from `folder`/last.safetensors if there.
 
     Args: objective: what is learnt; world: the processes that share the work; rollout: has the student write the examples of a step that
@@ -158,12 +150,9 @@ def check_examples(model: Qwen3, examples: Sequence[TrainingExample], batch_toke
 
 
 def run_digest(
-    settings: LoopSettings,
-    objective: Objective,
-    parameters: Mapping[str, nn.Parameter],
-    train_examples: Sequence[TrainingExample],
+    settings: LoopSettings, objective: Objective, parameters: Mapping[str, nn.Parameter], train_examples: Sequence[TrainingExample],
     validation_examples: Sequence[TrainingExample],
-) -> str:
+) -> str:  # fmt: skip
     """16 hex digits of all that a run depends on but the frozen weights: settings, objective, shapes of the parameters, examples."""
     shapes = {name: [str(parameter.dtype), *parameter.shape] for name, parameter in parameters.items()}
     digest = hashlib.sha256(json.dumps([asdict(settings), objective.facts(), shapes, len(train_examples)]).encode())

@@ -23,9 +23,9 @@ from random import Random
 import torch
 from torch import Tensor
 
-from harkd.distill.distributed import World
 from harkd.distill.examples import TrainingExample
 from harkd.distill.packing import Batch, collate, plan
+from harkd.distributed import World
 from harkd.errors import UserError
 from harkd.kernels.divergence import KINDS, divergence, divergence_to_top_k
 from harkd.qwen3.lora import fingerprint
@@ -114,14 +114,9 @@ class Step:
 
 
 def accumulate(
-    model: Qwen3,
-    packs: Sequence[Sequence[TrainingExample]],
-    objective: Objective = Objective(),
-    world: World = World(),
-    *,
-    on_policy: bool = False,
-    gradients: bool = True,
-) -> Step:
+    model: Qwen3, packs: Sequence[Sequence[TrainingExample]], objective: Objective = Objective(), world: World = World(), *,
+    on_policy: bool = False, gradients: bool = True,
+) -> Step:  # fmt: skip
     """Run over this process's packs, and add the gradients of the loss of all processes' packs to the parameters."""
     batches = [collate(pack, model.device) for pack in packs]
     ways = dict(ON_POLICY if on_policy else objective.ways)

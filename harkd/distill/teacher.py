@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from harkd.distill.distributed import World
 from harkd.distill.examples import TrainingExample, digest_into
 from harkd.distill.packing import collate, plan
+from harkd.distributed import World
 from harkd.kernels.loss import logits_of
 from harkd.qwen3.model import Qwen3
 from harkd.tensors import write_tensors
@@ -25,15 +25,9 @@ ROWS = 128  # projected at a time
 
 
 def with_top_k(
-    examples: Sequence[TrainingExample],
-    path: Path,
-    k: int,
-    batch_tokens: int,
-    temperature: float,
-    vocab_size: int,
-    load: Callable[[], Qwen3],
-    world: World = World(),
-) -> list[TrainingExample]:
+    examples: Sequence[TrainingExample], path: Path, k: int, batch_tokens: int, temperature: float, vocab_size: int,
+    load: Callable[[], Qwen3], world: World = World(),
+) -> list[TrainingExample]:  # fmt: skip
     """The examples with what a teacher says to each: read from `path`, or first written there by load() where that has not these."""
     k = min(k, vocab_size)
     ends = torch.tensor([0, *(sum(example.mask) for example in examples)]).cumsum(0).tolist()
