@@ -24,8 +24,8 @@ from harkd.errors import UserError
 class JsonLinesWriter:
     """Appends objects to a file, which it makes where there is none.
 
-    `repaired` is the number of bytes of torn last lines that it cut off, which stderr is told when it opens the file. Raises UserError where
-    a torn last line is none of an object's, or stands behind what are no JSON lines.
+    `repaired` is the number of bytes of torn last lines that it cut off; stderr is told when it opens the file. Raises UserError where a
+    torn last line is none of an object's, or stands behind what are no JSON lines.
     """
 
     def __init__(self, path: Path) -> None:
