@@ -14,15 +14,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harkd.errors import UserError
-from harkd.files import write_json
+from harkd.files import read_json, write_json
 from harkd.homes.dataset import content_digest
 from harkd.homes.prompt import TEMPLATE_VERSION
-from harkd.jsonl import read_json
 from harkd.memory import peak_memory
 from harkd.recognition import Guiding, Machine
 from harkd.sampling.request import Sampling, recommended
@@ -61,8 +61,10 @@ class Parser(argparse.ArgumentParser):
 
 def enter(prog: str, run: Callable[[Sequence[str] | None], dict[str, Any]], argv: Sequence[str] | None) -> int:
     """Run a door: its result is printed as one line of JSON and 0 returned; a user's mistake is printed as one sentence and 2 returned."""
+    first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun, which alone speaks on stdout
     try:
-        print(json.dumps(run(argv)))
+        with nullcontext() if first else redirect_stdout(sys.stderr):
+            print(json.dumps(run(argv)))
     except UserError as error:
         print(f"{prog}: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
@@ -117,7 +119,7 @@ def guiding_of(args: argparse.Namespace) -> Guiding:
 
 
 def machine_of(args: argparse.Namespace) -> Machine:
-    return Machine(args.device, args.batch, args.cache_tokens)
+    return Machine(args.device, args.batch, args.cache_tokens, getattr(args, "tensor_parallel", 1))
 
 
 class RunFolder:

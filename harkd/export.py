@@ -8,8 +8,7 @@ from pathlib import Path
 
 from harkd.doors import file_digest
 from harkd.errors import UserError
-from harkd.files import write_json
-from harkd.jsonl import read_json
+from harkd.files import read_json, write_json
 
 
 def export_merged(model: str, adapter: str, out: Path, dtype: str | None = None) -> str:

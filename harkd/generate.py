@@ -4,7 +4,9 @@
     python -m harkd.generate                           (nano-teacher, which ships with harkd, in a simulated home)
 
 One trace per window and sample, appended as it is finished: a killed run goes on where it stopped. A teacher that does not fit here can run
-anywhere: `--export-prompts FILE` writes its prompts as an OpenAI-style batch, `--import-completions FILE` reads its answers back.
+anywhere: `--export-prompts FILE` writes its prompts as an OpenAI-style batch, `--import-completions FILE` reads its answers back. One that
+fits on N GPUs together runs by `torchrun --nproc-per-node N -m harkd.generate --tensor-parallel N`; a multiple of N processes makes several
+teams of N, which share the windows.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +36,7 @@ from harkd.sampling.request import Sampling, recommended
 
 if TYPE_CHECKING:
     from harkd.distill.traces import Trace
+    from harkd.distributed import World
 
 FILES = ("traces.jsonl", "prompts.jsonl")
 
@@ -64,12 +68,13 @@ class GenerateSettings:
 def generate(settings: GenerateSettings, *, machine: Machine = Machine(), overwrite: bool = False) -> dict[str, Any]:
     """Write a trace for every window and sample into `settings.out`; continue what is there.
 
-    Returns counts: traces wanted and written, correct (agreement 1), incomplete (an event without a label). Raises UserError for a mistake
-    in the settings.
+    Returns counts: traces wanted and written, correct (agreement 1), incomplete (an event without a label); of several processes the first
+    alone. Raises UserError for a mistake in the settings.
     """
     from tqdm import tqdm
 
     from harkd.distill.traces import TraceWriter
+    from harkd.distributed import join
 
     mode(settings.adapter, settings.thinking)
     dataset = read(settings.data, settings.options)
@@ -79,17 +84,28 @@ def generate(settings: GenerateSettings, *, machine: Machine = Machine(), overwr
     folder = RunFolder(settings.out, "generate", wanted, overwrite, FILES, inputs)
     if folder.result is not None:
         return folder.result
-    answering = _imported(settings, dataset) if settings.import_completions else _generated(settings, dataset, machine)
-    folder.begin()
-    counts: Counter[str] = Counter()
-    with TraceWriter(folder.path) as writer, tqdm(total=total, initial=len(writer.done), unit="trace", file=sys.stderr) as progress:
-        for window, answer in answering(_work(settings, dataset, frozenset(writer.done))):
-            trace = _trace(settings, dataset, window, answer)
-            writer.write(trace)
-            progress.update()
-            counts.update(trace.tokens)
+    with join(machine.device) as world:
+        team = world.team(machine.tensor_parallel)
+        teams, teacher = world.size // team.size, partial(_generated, machine=replace(machine, device=world.device), team=team)
+        answering = (_imported if settings.import_completions else teacher)(settings, dataset)
+        if world.rank == 0:
+            folder.begin()
+        world.sum([0])  # the folder is there
+        with TraceWriter(folder.path) as writer:
+            work = _work(settings, dataset, frozenset(writer.done))
+            world.sum([0])  # nobody writes before all know what is missing
+            with tqdm(total=total, initial=len(writer.done), unit="trace", file=sys.stderr, disable=world.rank > 0) as progress:
+                counts = Counter[str]()
+                for window, answer in answering(islice(work, world.rank // team.size, None, teams)):
+                    if team.rank == 0:
+                        writer.write(_trace(settings, dataset, window, answer))
+                        progress.update(teams)  # the others are about as far
+                        counts.update(answer.tokens)
+        asked, written = map(int, world.sum([counts["prompt"], counts["completion"]]))  # of all, who have written
+    if world.rank:
+        return {}
     result = _summary(settings, folder.path, total)
-    return folder.finish(result, {f"{name}_tokens": count for name, count in counts.items()}, complete=result["traces"] >= total)
+    return folder.finish(result, {"prompt_tokens": asked, "completion_tokens": written}, complete=result["traces"] >= total)
 
 
 @dataclass(frozen=True)
@@ -114,12 +130,12 @@ def _work(settings: GenerateSettings, dataset: Dataset, done: Set[tuple[str, int
                 yield window, sample
 
 
-def _generated(settings: GenerateSettings, dataset: Dataset, machine: Machine) -> Answering:
-    """Load the teacher, to be run here, on many windows at a time."""
+def _generated(settings: GenerateSettings, dataset: Dataset, machine: Machine, team: World) -> Answering:
+    """Load the teacher, to be run here, on many windows at a time, or this process's part of it."""
     ask = partial(request, thinking=settings.thinking, sampling=settings.sampling, rules=settings.rules, guiding=settings.guiding)
     windows = first_windows(dataset, settings.split, settings.limit)
     check_fit(settings.model, (ask(dataset.home(window.home), window) for window in windows), machine)
-    generator = load_generator(settings.model, settings.adapter, settings.dtype, machine)
+    generator = load_generator(settings.model, settings.adapter, settings.dtype, machine, team)
 
     def answering(work: Work) -> Iterator[tuple[Window, _Written]]:
         asked = ((window, ask(dataset.home(window.home), window, sample=sample)) for window, sample in work)
@@ -231,6 +247,7 @@ def _parser() -> Parser:
     add_data_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser)
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="processes of torchrun that hold the model together")
     return parser
 
 
@@ -241,7 +258,7 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
         parser.error("--export-prompts writes questions and --import-completions reads answers: give one of them")
     if args.guided and (args.export_prompts or args.import_completions):
         parser.error("--guided is for a model that runs here")
-    parser.at_least_one(args, "samples", "limit", "batch", "cache_tokens")
+    parser.at_least_one(args, "samples", "limit", "batch", "cache_tokens", "tensor_parallel")
     thinking = mode(args.adapter, args.thinking)
     out = args.out or ("" if args.export_prompts else f"{DEFAULT_RUNS}/traces")
     settings = GenerateSettings(

@@ -1,18 +1,20 @@
 """JSON lines that outlive a kill: one object a line, each written whole by one call, and there once its newline is.
 
-A kill can tear the last line alone. The writer cuts a torn line off when it opens the file, so that a continued run writes that record
-again; the reader passes over it. A file of another kind is left as it is.
+A kill can tear the last line alone. A writer cuts a torn line off when it opens the file, so that a continued run writes that record
+again, and before it appends, for several processes may write; the reader passes over it. A file of another kind is left as it is.
 Text is escaped to ASCII: any text can be stored, lone surrogates too, and no character but the newline ends a line.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +24,37 @@ from harkd.errors import UserError
 class JsonLinesWriter:
     """Appends objects to a file, which it makes where there is none.
 
-    `repaired` is the number of bytes of a torn last line that it cut off, which stderr is told, 0 for none. Raises UserError where there
-    is a torn last line that is none of an object's, or stands behind what are no JSON lines.
+    `repaired` is the number of bytes of torn last lines that it cut off; stderr is told when it opens the file. Raises UserError where a
+    torn last line is none of an object's, or stands behind what are no JSON lines.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.repaired = _cut_torn_line(self.path) if self.path.exists() else 0
-        if self.repaired:
-            print(f"{self.path} ended in a torn line of {self.repaired} bytes, which was cut off", file=sys.stderr)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.path, self.repaired = Path(path), 0
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        with self._alone():
+            if self.repaired:
+                print(f"{self.path} ended in a torn line of {self.repaired} bytes, which was cut off", file=sys.stderr)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from writing, and see that the file ends with a whole line."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":
+                self.repaired += _cut_torn_line(self.path)
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def append(self, record: Mapping[str, Any], sync: bool = True) -> None:
         """Write one object, and wait until it is on the disk unless it costs little to make again: a kill loses nothing either way."""
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        size = os.fstat(self._file).st_size
-        if os.write(self._file, line) != len(line):  # a full disk: leave no torn line behind
-            os.ftruncate(self._file, size)
-            raise OSError(errno.ENOSPC, "no room for a whole record", str(self.path))
+        with self._alone():
+            size = os.fstat(self._file).st_size
+            if os.write(self._file, line) != len(line):  # a full disk: leave no torn line behind
+                os.ftruncate(self._file, size)
+                raise OSError(errno.ENOSPC, "no room for a whole record", str(self.path))
         if sync:
             os.fsync(self._file)
 
@@ -91,14 +106,3 @@ def read_json_lines(path: Path, counts: Counter[str] | None = None) -> Iterator[
                 yield number, record
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The one JSON object that a file holds. Raises UserError where it cannot be read."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return value

@@ -20,25 +20,27 @@ from harkd.qwen3.template import chat, split_prefix
 from harkd.sampling.request import Request, Sampling
 
 if TYPE_CHECKING:
+    from harkd.distributed import World
     from harkd.sampling.generator import Completion, Generator
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a model runs, on how many windows at once, with how much room: nothing that changes what is asked."""
+    """Where a model runs, on how many windows at once, with how much room, in how many processes: nothing that changes what is asked."""
 
     device: str | None = None
     batch: int = 16
     cache_tokens: int = 65536
+    tensor_parallel: int = 1
 
 
-def load_generator(model: str, adapter: str | None, dtype: str | None, machine: Machine) -> Generator:
-    """The model with its adapter, ready to write."""
+def load_generator(model: str, adapter: str | None, dtype: str | None, machine: Machine, group: World | None = None) -> Generator:
+    """The model with its adapter, or this process's part of it, ready to write."""
     from harkd.qwen3.tokenizer import load_tokenizer
     from harkd.qwen3.weights import load_model
     from harkd.sampling.generator import Generator
 
-    loaded = load_model(model, machine.device, dtype, adapter)
+    loaded = load_model(model, machine.device, dtype, adapter, group)
     return Generator(loaded, load_tokenizer(model), machine.batch, machine.cache_tokens)
 
 
@@ -78,20 +80,24 @@ def _until_interrupted() -> Iterator[list[int]]:
 
 
 def completions(generator: Generator, asked: Iterable[tuple[Window, Request]]) -> Iterator[tuple[Window, Completion]]:
-    """Each window with a completion, as they are finished. Interrupted, it begins no more, and raises KeyboardInterrupt behind the last."""
+    """Each window with a completion, as they are finished. Interrupted, it begins no more, and raises KeyboardInterrupt behind the last.
+
+    Of processes that hold one model together all stop where one of them is interrupted.
+    """
+    group = generator.model.group
     windows: dict[tuple[str, int], Window] = {}  # those whose completions are on their way
     with _until_interrupted() as interrupted:
 
         def requests() -> Iterator[Request]:
             for window, request in asked:
-                if interrupted:
+                if group.sum([len(interrupted)]) != [0]:
                     return
                 windows[request.window, request.sample] = window
                 yield request
 
         for done in generator.generate(requests()):
             yield windows.pop((done.request.window, done.request.sample)), done
-    if interrupted:
+    if group.sum([len(interrupted)]) != [0]:
         raise KeyboardInterrupt
 
 

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,13 +30,22 @@ BUFFER = 16 << 20  # bytes read at a time where dtype or device differ
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies: file, dtype, shape, first byte and number of bytes."""
+    """Where a tensor lies, or a part of one: file, dtype, shape, first byte, number of bytes, in `runs` that begin `step` bytes apart."""
 
     path: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
     size: int
+    runs: int = 1
+    step: int = 0
+
+    def part(self, axis: int, part: int, parts: int) -> Stored:
+        """One of `parts` equal parts of a whole tensor along an axis."""
+        shape = tuple(n // parts if i == axis else n for i, n in enumerate(self.shape))
+        runs = max(math.prod(self.shape[:axis]), 1)
+        step = self.size // runs
+        return replace(self, shape=shape, begin=self.begin + part * step // parts, size=self.size // parts, runs=runs, step=step)
 
 
 @contextmanager
@@ -84,22 +93,24 @@ def _stored(path: Path, entry: dict, data: int) -> Stored:
 
 
 def read_into(stored: Stored, target: Tensor) -> None:
-    """Fill `target`, a contiguous tensor of the stored shape and of any dtype and device, with a stored tensor's bytes."""
+    """Fill `target`, contiguous, of the stored shape and of any dtype and device, with a stored tensor's bytes, reading those alone."""
     flat = target.detach().view(-1)
     direct = stored.dtype == target.dtype and target.device.type == "cpu"
     rows = flat.numel() if direct else BUFFER // stored.dtype.itemsize
     # one buffer for all parts: many would stay in the allocator
     piece = flat if direct else torch.empty(min(rows, flat.numel()), dtype=stored.dtype)
+    length, done = stored.size // stored.runs, 0  # of a run, of all
     with open(stored.path, "rb", buffering=0) as file:
-        file.seek(stored.begin)
         for part in flat.split(rows) if flat.numel() else ():
             buffer = piece[: part.numel()]
             view = memoryview(buffer.view(torch.uint8).numpy())
             while view:
-                count = file.readinto(view)
+                run, at = divmod(done, length)
+                file.seek(stored.begin + run * stored.step + at)
+                count = file.readinto(view[: length - at])
                 if not count:
                     raise UserError(f"{stored.path} ended while it was read")
-                view = view[count:]
+                view, done = view[count:], done + count
             if not direct:
                 part.copy_(buffer)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +31,9 @@ from harkd.sampling.request import recommended
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from harkd.distill.distributed import World
     from harkd.distill.losses import Objective
     from harkd.distill.loop import LoopSettings
+    from harkd.distributed import World
     from harkd.qwen3.lora import LoraConfig
     from harkd.qwen3.tokenizer import Tokenizer
 
@@ -45,20 +44,16 @@ FILES = (
 
 
 def train(
-    settings: TrainSettings,
-    *,
-    device: str | None = None,
-    export: str | None = None,
-    overwrite: bool = False,
+    settings: TrainSettings, *, device: str | None = None, export: str | None = None, overwrite: bool = False,
     checkpoint_activations: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Train an adapter into `settings.out`, continuing what is there; with `export`, also write the merged model as a Hugging Face folder.
 
     `checkpoint_activations`: see Qwen3. Returns steps, losses and counts of examples. Raises UserError for a mistake in the settings.
     """
-    from harkd.distill.distributed import join
     from harkd.distill.loop import LoopSettings
     from harkd.distill.traces import TRACES
+    from harkd.distributed import join
     from harkd.qwen3.hub import resolve
     from harkd.qwen3.lora import LoraConfig
 
@@ -225,8 +220,7 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0, or 2 and one sentence for a user's mistake."""
-    with redirect_stdout(sys.stderr) if int(os.environ.get("RANK", "0")) else nullcontext():  # the first process alone speaks on stdout
-        return enter("harkd.train", _run, argv)
+    return enter("harkd.train", _run, argv)
 
 
 if __name__ == "__main__":

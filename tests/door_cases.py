@@ -98,17 +98,22 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def child(door: str, *argv) -> subprocess.Popen:
-    """The door in a process of its own, with the short home."""
+    """The door in a process of its own, with the short home, once it begins."""
+    process = spawn(door, *argv)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def spawn(door: str, *argv, **environment) -> subprocess.Popen:
+    """The door in a process of its own, which says "ready" first."""
     code = (
         "import sys; from tests.door_cases import short_home, marble_home; marble_home.home = short_home; import torch; torch.set_num_threads(1);"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # which jobs in the background inherit as ignored
         f"from harkd.{door} import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, argv)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], cwd=ROOT, env=env, **pipes)
 
 
 def kill(process: subprocess.Popen, reached, how=signal.SIGKILL) -> tuple[int, str, str]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from harkd.distill import checkpoint
-from harkd.distill.distributed import join
+from harkd.distributed import join
 from harkd.distill.losses import Objective
 from harkd.distill.loop import LoopSettings, epoch_steps, train
 from harkd.errors import UserError
@@ -99,7 +99,7 @@ def test_two_processes_train_as_one(tmp_path):
     began = time.monotonic()
     _, err = first.communicate(timeout=60)
     assert first.returncode and time.monotonic() - began < 60
-    assert "UserError: another process of this run was lost" in err and "goes on from its last checkpoint" in err
+    assert "UserError: another process of this run was lost" in err and "goes on from what is on the disk" in err
     second.communicate()
     assert 0 < checkpoint.load(tmp_path / "part", "last").facts["step"] < result.step
     found, _ = go(tmp_path / "part")
@@ -129,7 +129,7 @@ def test_the_others_wait_while_the_first_works_alone(monkeypatch):
 
 def test_processes_that_differ_are_told(tmp_path, monkeypatch):
     """The sum over processes is what tells: here one that differs from this one's double."""
-    from harkd.distill.distributed import World
+    from harkd.distributed import World
 
     monkeypatch.setattr(World, "sum", lambda self, values: [2 * value + 1 for value in values])
     model, parameters = make_model()

@@ -1,8 +1,11 @@
 """python -m harkd.generate: what it writes, how it goes on, and that sampling does not depend on how it ran."""
 
 import json
+import re
 import signal
+import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -171,6 +174,33 @@ def test_killed_at_any_moment_it_completes_the_same_set(argv, data, tmp_path):
     (out / ".settings.json.77.tmp").write_text("{")
     run(main, *argv)
     assert texts(out) == expected and len(ids(out)) == len(expected) and not list(out.glob(".*.tmp"))
+
+
+@pytest.mark.slow
+def test_killed_at_20_random_moments_it_loses_nothing_that_was_reported(argv, data, tmp_path, moments=20):
+    """Killed while it loads, writes or ends a trace: what a whole line or the progress bar has told is there, as it was, and goes on."""
+    argv = [*argv, "--samples", 4 * moments, "--batch", 3]
+    out, draw = tmp_path / "out", Random(moments)
+    path, total = out / "traces.jsonl", 4 * 4 * moments
+
+    def whole() -> bytes:
+        return path.read_bytes()[: path.read_bytes().rfind(b"\n") + 1] if path.exists() else b""
+
+    for moment in range(moments):
+        before, more, later = whole().count(b"\n"), draw.randint(0, 3), time.monotonic() + 60
+        process = child("generate", *argv)
+        while whole().count(b"\n") < before + more:
+            assert process.poll() is None and time.monotonic() < later
+        time.sleep(draw.random() * (2.0 if more == 0 else 0.05))  # while it loads, or is about to write
+        told = whole()
+        code, _, err = kill(process, lambda: True)
+        assert code == -9 and whole().startswith(told)
+        reported = [int(n) for n in re.findall(rf"\b(\d+)/{total}\b", err)]
+        assert whole().count(b"\n") >= max(reported, default=0) and len(ids(out) if whole() else []) < total, moment
+    kept = whole()
+    run(main, *argv)
+    assert kept and path.read_bytes().startswith(kept)
+    assert len(ids(out)) == len(set(ids(out))) == total and set(ids(out)) == wanted(data, samples=4 * moments)
 
 
 def test_interrupted_it_says_how_to_go_on(argv, tmp_path):

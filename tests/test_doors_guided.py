@@ -1,5 +1,6 @@
 """--guided, --max-thinking and --exact-probabilities at the doors."""
 
+import csv
 import json
 
 import pytest
@@ -59,6 +60,37 @@ def test_mistakes_are_told_and_claim_no_folder(argv, tmp_path, more, message):
 
     code, _, _, err = outcome(main, *argv, *more)
     assert code == 2 and re.search(message, err) and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+ODD = ("EAT", "EAT, or drink", "EATING", 'say "hi", \\ then', "¿caña?", "漢字", "[x", "🏠 home")
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # in the timeline's font
+def test_odd_labels_are_written_read_and_scored(model, tmp_path):
+    """Labels that begin others, with quotes, commas, backslashes, brackets and letters of any script; a last window of one event."""
+    rooms = {'kitchen "big"': ["fridge, left"], "räum\\e": ["门"]}
+    home = {"name": "odd", "rooms": rooms, "labels": dict.fromkeys(ODD, ""), "rules": ["Be brief."]}
+    rows = [["time", "sensor", "room", "state", "label"]]
+    for n in range(33):
+        room, sensor = (('kitchen "big"', "fridge, left"), ("räum\\e", "门"))[n % 2]
+        rows.append([f"2024-05-{1 + n // 11:02d} 07:00:{n % 11:02d}", sensor, room, "on", ODD[n % len(ODD)]])
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/home.json").write_text(json.dumps(home))
+    with open(tmp_path / "home/events.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    common = ["--model", model, "--data", f"csv:{tmp_path / 'home'}", "--split", "all", "--no-thinking", "--guided", "--exact-probabilities"]
+    common += ["--temperature", 5, "--max-new-tokens", 1500]
+    result = run(main, *common, "--out", tmp_path / "out")
+    traces = list(read_traces(tmp_path / "out"))
+    assert result["traces"] == len(traces) == 6 and result["incomplete"] == 0 and {len(trace.answer) for trace in traces} == {10, 1}
+    for trace in traces:
+        assert trace.labels == list(ODD) and set(trace.answer) <= set(ODD) and trace.messages[-1]["content"] == canonical(trace.answer)
+        assert all(set(event) == set(ODD) and sum(event.values()) == pytest.approx(1, abs=1e-4) for event in trace.probabilities)
+    assert len({label for trace in traces for label in trace.answer}) > 3 and {label for trace in traces for [label] in trace.truth} == set(ODD)
+    assert run(evaluate, *common, "--out", tmp_path / "eval")["models"][0]["malformed"] == 0
+    (tmp_path / "home/events.csv").write_text("time,sensor,room,state\n")
+    code, _, _, err = outcome(main, *common, "--out", tmp_path / "none")
+    assert code == 2 and err.count("\n") == 1 and "holds no window" in err and not (tmp_path / "none").exists()
 
 
 def test_exact_probabilities_are_those_of_guided_answers(argv, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harkd.distributed import World
 from harkd.errors import UserError
 from harkd.homes.answer import canonical
 from harkd.homes.events import Event, Home, Label, Window
@@ -151,6 +152,9 @@ def test_a_stored_prediction_is_read_again_with_labels_normalised():
 class Slow:
     """Finishes requests three at a time, in their order."""
 
+    def __init__(self, group=World()):
+        self.model = SimpleNamespace(group=group)
+
     def generate(self, requests):
         running = []
         while running or not running:
@@ -188,6 +192,19 @@ def test_an_interrupt_that_is_not_heard_stays_so(heard):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asked = [(window(i), request(HOME, window(i), thinking=False, sampling=Sampling())) for i in range(5)]
     assert len([os.kill(os.getpid(), signal.SIGINT) for _ in completions(Slow(), asked)]) == 5
+
+
+def test_an_interrupt_of_another_process_of_the_team_is_everybodys():
+    asked, heard = [(window(i), request(HOME, window(i), thinking=False, sampling=Sampling())) for i in range(20)], []
+
+    class Team(World):
+        def sum(self, values):
+            return [values[0] + (len(heard) >= 4)]
+
+    with pytest.raises(KeyboardInterrupt):
+        for one, _ in completions(Slow(Team()), asked):
+            heard.append(one)
+    assert heard == [window for window, _ in asked[:6]]
 
 
 def test_another_thread_cannot_say_what_a_signal_does():

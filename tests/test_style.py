@@ -19,12 +19,12 @@ ROOMS = ("qwen3", "sampling", "homes", "distill", "scoring")
 MAY_KNOW = {  # besides COMMON
     "kernels": {"kernels"},
     "homes": {"homes"},
-    "qwen3": {"qwen3", "kernels", "tensors"},
+    "qwen3": {"qwen3", "kernels", "tensors", "distributed"},
     "sampling": {"sampling", "qwen3", "kernels"},
-    "distill": {"distill", "qwen3", "homes", "kernels", "tensors"},
+    "distill": {"distill", "qwen3", "homes", "kernels", "tensors", "distributed"},
     "scoring": {"scoring", "homes"},
 }
-COMMON = {"errors", "files", "jsonl", "memory"}  # these, and tensors, know no room
+COMMON = {"errors", "files", "jsonl", "memory"}  # these, and tensors, know no room; distributed meets others on a device that qwen3 names
 EXCEPTIONS = {
     "harkd/homes/__main__.py": {"doors", "qwen3"},  # a door, which counts tokens
     "harkd/distill/batch_file.py": {"sampling"},  # writes a Sampling's values, and draws nothing
@@ -71,7 +71,7 @@ def code_lines(path: Path) -> int:
 def test_the_whole_house_is_seen():
     assert len(FILES) > 40 and {room(path) for path in FILES} >= {*ROOMS, "kernels"}
     house = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tools"]
-    assert 4000 < sum(map(code_lines, house)) <= 7415
+    assert 4000 < sum(map(code_lines, house)) <= 7500
 
 
 @every_file

@@ -1,6 +1,8 @@
 """Traces on the disk: what goes in comes out, and a kill costs no more than the record it tore."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -9,6 +11,7 @@ from harkd.distill.traces import TraceWriter, agreement, read_traces
 from harkd.errors import UserError
 from harkd.jsonl import JsonLinesWriter, read_json_lines
 from tests.distill_cases import make_trace
+from tests.helpers import ROOT
 
 
 @pytest.fixture
@@ -69,6 +72,22 @@ def test_a_kill_at_any_byte_loses_only_the_torn_record(tmp_path, file, capsys):
                 if (trace.window, trace.sample) not in writer.done:
                     writer.write(trace)
         assert list(read_traces(tmp_path / "cut")) == wanted
+
+
+def test_several_processes_append_whole_lines_and_cut_off_what_a_killed_one_tore(tmp_path):
+    path, count = tmp_path / "x.jsonl", 150
+    code = "import sys; from pathlib import Path; from harkd.jsonl import JsonLinesWriter as W; w = W(Path(sys.argv[1]))\n"
+    code += "for n in range(int(sys.argv[2])): w.append({'n': n, 'of': sys.argv[3], 'text': 'x' * 9000}, sync=False)"
+    processes = [subprocess.Popen([sys.executable, "-c", code, path, str(count), name], cwd=ROOT) for name in "abc"]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    with JsonLinesWriter(path) as writer:
+        with open(path, "ab") as other:
+            other.write(b'{"n": 7, "of')
+        writer.append({"n": count, "of": "d"})
+        assert writer.repaired == 12
+    records = [(record["of"], record["n"]) for _, record in read_json_lines(path)]
+    assert records[-1] == ("d", count) and len(records) == 3 * count + 1
+    assert all([n for of, n in records if of == name] == list(range(count)) for name in "abc")
 
 
 def test_a_long_torn_line_is_cut_back_to_the_last_newline(tmp_path):

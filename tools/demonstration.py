@@ -28,9 +28,9 @@ from random import Random
 
 from harkd.contestants import contestants
 from harkd.distill.traces import Trace, TraceWriter, read_traces
-from harkd.doors import STUDENT, TEACHER, read_json
+from harkd.doors import STUDENT, TEACHER
 from harkd.eval import EvalSettings, evaluate
-from harkd.files import write_json
+from harkd.files import read_json, write_json
 from harkd.generate import GenerateSettings, generate
 from harkd.recognition import Guiding
 from harkd.sampling.request import recommended

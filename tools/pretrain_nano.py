@@ -119,8 +119,8 @@ def corpus(tokenizer, homes: range, windows: int) -> list[TrainingExample]:
             example = render_example(tokenizer, messages, thinking=thinking, unscored=unscored)
             prefix = prefix or example.prefix
             events = example.mask.index(True)
-            words = [any(map(str.isalpha, tokenizer.decode([id]))) for id in example.ids[1:events]]  # behind the first, which nothing foretells
-            mask = [False, *words, *example.mask[events:]]
+            words = [any(map(str.isalpha, tokenizer.decode([id]))) for id in example.ids[1:events]]
+            mask = [False, *words, *example.mask[events:]]  # the prefix foretells no token of its own
             examples.append(TrainingExample(prefix, example.ids, mask, window.id))
     return examples
 

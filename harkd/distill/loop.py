@@ -1,7 +1,7 @@
 """The training loop.
 
 Each step runs over its packs, takes the loss of all of them at once (losses.py), clips the gradient and updates the parameters: an
-adapter's, or a whole model's. Several processes share the packs of a step (distributed.py).
+adapter's, or a whole model's. Several processes share the packs of a step (harkd/distributed.py).
 
 A run is a function of its arguments: the order of examples comes from (seed, epoch), what the student writes from (seed, step), nothing
 else is random. `last.safetensors` holds all that a step depends on, hence a run that was killed and called again ends, on a CPU with as
@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 from harkd.distill import checkpoint
-from harkd.distill.distributed import World
 from harkd.distill.examples import Examples, digest_into
 from harkd.distill.losses import Objective, accumulate
 from harkd.distill.optimiser import AdamW, learning_rate
 from harkd.distill.packing import Pack, plan
 from harkd.distill.progress import METRICS, Progress, Result, open_metrics
+from harkd.distributed import World
 from harkd.errors import UserError
 from harkd.qwen3.model import Qwen3
 

@@ -23,9 +23,9 @@ from random import Random
 import torch
 from torch import Tensor
 
-from harkd.distill.distributed import World
 from harkd.distill.examples import Examples
 from harkd.distill.packing import Batch, collate, plan
+from harkd.distributed import World
 from harkd.errors import UserError
 from harkd.kernels.divergence import KINDS, divergence, divergence_to_top_k
 from harkd.qwen3.lora import fingerprint

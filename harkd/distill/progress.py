@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harkd.distill import checkpoint
-from harkd.distill.distributed import World
 from harkd.distill.examples import Examples
 from harkd.distill.losses import Objective, Step, validation_loss
 from harkd.distill.optimiser import AdamW
+from harkd.distributed import World
 from harkd.errors import UserError
 from harkd.files import write_text
 from harkd.jsonl import JsonLinesWriter, read_json_lines

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from harkd.distill.distributed import World
 from harkd.distill.examples import Examples, TrainingExample, digest_into
 from harkd.distill.packing import collate, plan
+from harkd.distributed import World
 from harkd.kernels.loss import logits_of
 from harkd.qwen3.model import Qwen3
 from harkd.tensors import write_tensors

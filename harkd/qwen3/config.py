@@ -7,7 +7,6 @@ it is empty, because nobody can say that it changes nothing. Source of the field
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from harkd.errors import UserError
+from harkd.files import read_json
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # the seven linear maps of a layer
 
@@ -85,15 +85,9 @@ _DTYPES = ("bfloat16", "float16", "float32", "float64")
 def read_config(folder: Path) -> Qwen3Config:
     """Read and check `folder`/config.json. Raises UserError that names the file and the field."""
     path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no config.json, so it is not a model folder in Hugging Face's layout") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return check_config(fields, path)
+    if not path.exists():
+        raise UserError(f"{folder} holds no config.json, so it is not a model folder in Hugging Face's layout")
+    return check_config(read_json(path), path)
 
 
 def check_config(fields: Mapping[str, Any], source: Path | str) -> Qwen3Config:

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from harkd.errors import UserError
-from harkd.files import write_json
-from harkd.jsonl import read_json
+from harkd.files import read_json, write_json
 from harkd.qwen3.config import PROJECTIONS
 from harkd.qwen3.linear import Linear, LoraLinear
 from harkd.qwen3.model import Qwen3
@@ -134,12 +133,12 @@ def save_adapter(folder: Path, parameters: Mapping[str, Tensor], config: LoraCon
 def read_adapter_config(folder: Path) -> LoraConfig:
     """Read PEFT's adapter_config.json. Raises UserError that names what is not plain LoRA on the seven projections."""
     path = folder / "adapter_config.json"
+    if not path.exists():
+        raise UserError(f"{folder} holds no adapter_config.json, so it is no LoRA adapter in PEFT's layout")
+    fields = read_json(path)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
         kind, r, alpha, targets = fields["peft_type"], int(fields["r"]), float(fields["lora_alpha"]), fields["target_modules"]
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no adapter_config.json, so it is no LoRA adapter in PEFT's layout") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error!r}") from None
     if kind != "LORA" or not isinstance(targets, Sequence) or isinstance(targets, str):
         raise UserError(f"{path}: only peft_type LORA with a list of target_modules is supported")

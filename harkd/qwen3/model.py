@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from harkd.distributed import World
 from harkd.errors import UserError
 from harkd.kernels.attention import CacheLayer, Sequences, attention
 from harkd.kernels.loss import cross_entropy
@@ -96,12 +97,13 @@ class Decoder(nn.Module):
 class Qwen3(nn.Module):
     """A Qwen3 with its head.
 
-    Built with `torch.device("meta")` and filled by `harkd.load_model`, or drawn at random by `initialise`.
+    Built with `torch.device("meta")` and filled by `harkd.load_model`, or drawn at random by `initialise`. `group`: the processes that hold
+    one model together, each the part that `config` gives the sizes of (qwen3/parallel.py).
     """
 
-    def __init__(self, config: Qwen3Config) -> None:
+    def __init__(self, config: Qwen3Config, group: World = World()) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.group = config, group
         self.backend = "auto"  # of all kernels: see kernels/backend.py
         self.checkpoint_activations = False  # keep only what runs between the layers, and compute each layer again in the backward pass
         self.model = Decoder(config)
@@ -135,7 +137,7 @@ class Qwen3(nn.Module):
         for i, layer in enumerate(layers):
             cache_layer = None if cache is None else cache.layers[i]
             following = layers[i + 1].input_layernorm if i + 1 < len(layers) else self.model.norm
-            parts = (layer, following, hidden, x, angles, sequences, cache_layer, backend)
+            parts = (layer, following, hidden, x, angles, sequences, cache_layer, self.group, backend)
             hidden, x = checkpoint(_layer, *parts, use_reentrant=False, preserve_rng_state=False) if again else _layer(*parts)
         return x
 
@@ -164,11 +166,12 @@ class Qwen3(nn.Module):
 
 def _layer(
     layer: Layer, following: RMSNorm, hidden: Tensor, x: Tensor, angles: tuple[Tensor, Tensor], sequences: Sequences,
-    cache_layer: CacheLayer | None, backend: str,
+    cache_layer: CacheLayer | None, group: World, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One layer: the stream [T, C] and its norm x. What a part adds is added where the stream is normed for the next part."""
-    hidden, x = layer.post_attention_layernorm.add(hidden, layer.self_attn(x, angles, sequences, cache_layer, backend), backend)
-    return following.add(hidden, layer.mlp(x, backend), backend)
+    update = group.add(layer.self_attn(x, angles, sequences, cache_layer, backend))  # what each process has of it, summed
+    hidden, x = layer.post_attention_layernorm.add(hidden, update, backend)
+    return following.add(hidden, group.add(layer.mlp(x, backend)), backend)
 
 
 def initialise(model: Qwen3, seed: int, std: float = 0.02) -> Qwen3:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from harkd.distributed import World
 from harkd.errors import UserError
-from harkd.files import write_json
-from harkd.qwen3.config import read_config
+from harkd.files import read_json, write_json
+from harkd.qwen3.config import Qwen3Config, read_config
 from harkd.qwen3.hub import ADAPTER_FILES, resolve
 from harkd.qwen3.lora import load_adapter
 from harkd.qwen3.model import Qwen3
+from harkd.qwen3.parallel import cut, divided
 from harkd.tensors import BUFFER, Stored, allocating, read_header, read_into, write_tensors
 
 
@@ -29,8 +30,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     if not index.exists():
         raise UserError(f"{folder} holds no model.safetensors and no model.safetensors.index.json (other weight formats are not read)")
     try:
-        names = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = dict(read_json(index)["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{index} cannot be read: {error!r}") from None
     for file in names.values():
         if not isinstance(file, str) or Path(file).name != file:
@@ -41,10 +42,10 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     return {name: files[file][name] for name, file in names.items()}
 
 
-def fill(model: Qwen3, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+def fill(model: Qwen3, folder: Path, dtype: torch.dtype, device: torch.device, whole: Qwen3Config | None = None) -> None:
     """Fill a model built on the meta device: each parameter exactly once, no tensor left over, shapes equal.
 
-    Raises UserError that names the tensor.
+    `whole` are the sizes of the stored model where this is a part of it. Raises UserError that names the tensor.
     """
     stored = stored_tensors(folder)
     head = stored.pop("lm_head.weight", None) if model.config.tie_word_embeddings else None
@@ -55,9 +56,11 @@ def fill(model: Qwen3, folder: Path, dtype: torch.dtype, device: torch.device) -
         what = f"{folder} lacks {missing[0]}" if missing else extra
         raise UserError(f"{what} ({len(missing)} tensors missing, {len(unknown)} unknown)")
     for name, parameter in parameters.items():
-        if stored[name].shape != tuple(parameter.shape):
-            shape, wanted = list(stored[name].shape), list(parameter.shape)
+        axis, part, parts = cut(name, whole or model.config, model.group.rank, model.group.size)
+        shape, wanted = list(stored[name].shape), [n * parts if i == axis else n for i, n in enumerate(parameter.shape)]
+        if shape != wanted:
             raise UserError(f"{stored[name].path}: {name} has shape {shape}, the config asks for {wanted}")
+        stored[name] = stored[name].part(axis, part, parts)
     if head is not None:
         _check_tied_head(head, stored["model.embed_tokens.weight"])
     for name, parameter in parameters.items():
@@ -83,8 +86,9 @@ def _check_tied_head(head: Stored, embedding: Stored) -> None:
 
 
 def load_model(
-    ref: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, adapter: str | Path | None = None
-) -> Qwen3:
+    ref: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, adapter: str | Path | None = None,
+    group: World | None = None,
+) -> Qwen3:  # fmt: skip
     """Read a Qwen3 from a local folder or a hub id.
 
     Args:
@@ -92,15 +96,18 @@ def load_model(
         device: "cpu", "cuda", ...; by default CUDA where there is a GPU.
         dtype: "bfloat16", "float16", "float32" or "float64", or a torch dtype; by default the stored one.
         adapter: a LoRA adapter in PEFT's layout, to be added unmerged.
+        group: the processes of which each is to hold a part of the model (qwen3/parallel.py), which takes no adapter then.
     Returns the model, in evaluation mode; its `logits(ids)` maps [T] to [T, V] in float32. Raises UserError that says what is wrong with
     the files or the device.
     """
-    device = as_device(device)  # first: before a download
+    device, group = as_device(device), group or World()  # first: before a download
+    if adapter is not None and group.size > 1:
+        raise UserError(f"a model that {group.size} processes share takes no adapter: merge it with harkd.train --export, and name that")
     folder = resolve(ref)
     config = read_config(folder)
     with torch.device("meta"):
-        model = Qwen3(config)
-    fill(model, folder, as_dtype(dtype or config.dtype), device)
+        model = Qwen3(divided(config, group.size), group)
+    fill(model, folder, as_dtype(dtype or config.dtype), device, config)
     if adapter is not None:
         load_adapter(model, resolve(adapter, ADAPTER_FILES))
     return model.eval()

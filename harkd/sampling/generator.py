@@ -202,6 +202,8 @@ class Generator:
         """Halve the budget where a step of so many tokens found no memory; any other error is raised."""
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise error
+        if self.model.group.size > 1:  # the others wait in the middle of this step
+            raise UserError(f"there is no memory for a step of {tokens} tokens in one of the processes: lower --cache-tokens") from error
         if tokens == 1:
             raise UserError("there is no memory for a step of a single token: lower --cache-tokens") from error
         self.step_tokens = tokens // 2
@@ -233,6 +235,7 @@ class Generator:
         keys = torch.tensor([one.key for one in sequences], device=device)
         positions = torch.tensor([len(one.tokens) - one.begin for one in sequences], device=device)
         drawn, logprobs = sample(logits, sampling, uniform(keys, positions), written)
+        drawn = self.model.group.first(drawn)  # processes that hold one model must go the same way
         p = logits.softmax(-1).tolist() if guided else [None] * len(sequences)
         for one, index, logprob, of_branch in zip(sequences, drawn.tolist(), logprobs.tolist(), p, strict=True):
             if guided:

@@ -90,17 +90,12 @@ def score(truth: Sequence[Truth], predictions: Sequence[str | None], labels: Seq
     overall = dict(zip(FIGURES, summary(confusion).tolist() if scored else (None,) * len(FIGURES)))
     per_label = zip(precision.tolist(), recall.tolist(), f1.tolist(), support.tolist())
     return Scores(
-        labels=labels,
-        events=len(pairs),
-        scored=scored,
-        correct=correct,
-        missing=int(confusion[:, -1].sum()),
-        accuracy_of_all=correct / len(pairs) if pairs else None,
-        **overall,
+        labels=labels, events=len(pairs), scored=scored, correct=correct, missing=int(confusion[:, -1].sum()),
+        accuracy_of_all=correct / len(pairs) if pairs else None, **overall,
         per_label={label: LabelScores(*figures) for label, figures in zip(labels, per_label)},
         confusion=tuple(map(tuple, confusion.tolist())),
         several=_several([(event, prediction) for event, prediction in pairs if len(event) > 1], labels),
-    )
+    )  # fmt: skip
 
 
 def counts_and_f1(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

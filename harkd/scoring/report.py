@@ -15,9 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harkd.files import write_text
+from harkd.files import read_json, write_text
 from harkd.homes.events import Window
-from harkd.jsonl import read_json
 from harkd.scoring import plots
 from harkd.scoring.baselines import joined, recordings
 from harkd.scoring.predictions import Record, read_records
