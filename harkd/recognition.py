@@ -34,11 +34,12 @@ class Machine:
 
 def load_generator(model: str, adapter: str | None, dtype: str | None, machine: Machine) -> Generator:
     """The model with its adapter, ready to write."""
+    from harkd.qwen3.linear import join
     from harkd.qwen3.tokenizer import load_tokenizer
     from harkd.qwen3.weights import load_model
     from harkd.sampling.generator import Generator
 
-    loaded = load_model(model, machine.device, dtype, adapter)
+    loaded = join(load_model(model, machine.device, dtype, adapter))
     return Generator(loaded, load_tokenizer(model), machine.batch, machine.cache_tokens)
 
 
