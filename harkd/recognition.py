@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ class Machine:
 
     device: str | None = None
     batch: int = 16
-    cache_tokens: int = 65536
+    cache_tokens: int | None = None  # as many as the free memory allows
 
 
 def load_generator(model: str, adapter: str | None, dtype: str | None, machine: Machine) -> Generator:
@@ -51,7 +52,8 @@ def check_fit(model: str, requests: Iterable[Request], machine: Machine) -> None
     from harkd.sampling.generator import PAGE
     from harkd.sampling.intake import Intake
 
-    positions, pages = read_config(resolve(model)).max_position_embeddings, -(-machine.cache_tokens // PAGE)
+    pages = math.inf if machine.cache_tokens is None else -(-machine.cache_tokens // PAGE)
+    positions = read_config(resolve(model)).max_position_embeddings
     intake = Intake(load_tokenizer(model), positions, pages, PAGE)
     for asked in requests:
         intake.open(asked)

@@ -3,9 +3,9 @@
     y = x W^T                        plain
     y = x W^T + s (x A^T) B^T        with an adapter: kernels/lora.py
 
-For inference `join` makes one product of the maps that share an input, [y_1 | y_2 | ...] = x [W_1; W_2; ...]^T, their weights being views of
-one buffer; and on a CPU, where oneDNN has a faster order for that buffer, keeps it in this order alone: the weights are placeholders then,
-under their own names and shapes, until `separate` puts them back. Results are the same to the bit.
+For inference `join` makes one product of the maps that share an input, [y_1 | y_2 | ...] = x [W_1; W_2; ...]^T, their weights being views
+of one buffer; and on a CPU, where oneDNN has a faster order for that buffer, keeps it in this order alone: the weights are placeholders
+then, under their own names and shapes, until `separate` puts them back, bit for bit.
 """
 
 from __future__ import annotations

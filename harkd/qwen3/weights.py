@@ -131,7 +131,8 @@ def save_model(model: Qwen3, folder: Path, source: Path | None = None, shard_byt
     """Write a model as a Hugging Face folder: config.json, safetensors (sharded above `shard_bytes`) and, from `source`, the tokenizer's
     files.
 
-    A tied head is written once, as the embedding; maps that were joined are separate from then on. The folder appears whole: files first, config.json last.
+    A tied head is written once, as the embedding; maps that were joined are separate from then on. The folder appears whole: files first,
+    config.json last.
     """
     separate(model)
     folder.mkdir(parents=True, exist_ok=True)
