@@ -37,7 +37,7 @@ def _peak_resident() -> int:
 
 
 def free_memory(device: str = "cpu") -> int:
-    """Bytes that can still be had: of a GPU what its driver says, else what the system leaves, and this process's container if it has one."""
+    """Bytes that can still be had: of a GPU what its driver says, else what the system and the container, if there is one, leave."""
     if device.startswith("cuda"):
         return sys.modules["torch"].cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
