@@ -77,8 +77,8 @@ def _stretches(q: Tensor, shared: tuple[Tensor, Tensor] | None, own: list[tuple[
     for (_, first, last, length), keys, _ in own:
         new, columns = last - first, slice(first * group, last * group)
         seen = torch.bmm(keys, rows[:, :, columns])
-        late = torch.ones(new, new, dtype=torch.bool).tril(-1)[:, :, None]  # key j is later than token i
-        seen[:, length - new :].unflatten(2, (new, group)).masked_fill_(late, -torch.inf)
+        late = torch.ones(new, new, dtype=torch.bool).tril(-1).repeat_interleave(group, 1)  # key j is later than token i
+        seen[:, length - new :].masked_fill_(late, -torch.inf)
         scores[:, prefix : prefix + length, columns] = seen
     p = scores.softmax(1)
     out = torch.bmm(p[:, :prefix].contiguous().mT, shared[1]) if prefix else torch.zeros_like(rows.mT)  # [K, R, D]
