@@ -169,7 +169,10 @@ def main(argv: list[str] | None = None) -> int:
     prefill = seconds(lambda: list(generator.generate(free(1)))) / len(owns)
     steps.clear()
     short = seconds(lambda: list(generator.generate(free(args.new))))
-    step = statistics.median([took for count, took in steps if count == batch])
+    full = [took for count, took in steps if count == batch]
+    if not full:
+        parser.error(f"--new {args.new} is too short: the first of {batch} sequences ended before the last began")
+    step = statistics.median(full)
     bare, rows = limit.prefill(own), limit.decode(batch, own + args.new // 2)
     machine = f"{torch.get_num_threads()} threads, reads {limit.bandwidth / 1e9:.1f}e9 bytes/s"
     print(f"{len(asked)} windows, prefix {len(prefix)}, own {own}; {machine}")
