@@ -98,7 +98,7 @@ def add_sampling_arguments(parser: Parser, guided: bool = True) -> None:
         group.add_argument("--guided", action="store_true", help="choose the labels alone: the answer's form is given, and never malformed")
         group.add_argument("--exact-probabilities", action="store_true", help="with --guided: of every label, even where some begin alike")
     group.add_argument("--batch", type=int, default=16, help="completions written at once")
-    group.add_argument("--cache-tokens", type=int, default=65536, help="room of the key/value cache")
+    group.add_argument("--cache-tokens", type=int, help="room of the key/value cache; what the free memory allows")
 
 
 def sampling_of(args: argparse.Namespace, thinking: bool) -> Sampling:

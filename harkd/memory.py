@@ -1,8 +1,9 @@
-"""How much memory this process took at most."""
+"""How much memory this process took at most, and how much is free."""
 
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -33,3 +34,16 @@ def _peak_resident() -> int:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory(device: str = "cpu") -> int:
+    """Bytes that can still be had: of a GPU what its driver says, else what the system and the container, if there is one, leave."""
+    if device.startswith("cuda"):
+        return sys.modules["torch"].cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, IndexError):  # Linux: what others hold as file cache can be had too
+        free = int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) << 10
+    with suppress(OSError, ValueError):
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return max(free, 0)

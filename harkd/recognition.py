@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,17 +31,18 @@ class Machine:
 
     device: str | None = None
     batch: int = 16
-    cache_tokens: int = 65536
+    cache_tokens: int | None = None  # as many as the free memory allows
     tensor_parallel: int = 1
 
 
 def load_generator(model: str, adapter: str | None, dtype: str | None, machine: Machine, group: World | None = None) -> Generator:
     """The model with its adapter, or this process's part of it, ready to write."""
+    from harkd.qwen3.linear import join
     from harkd.qwen3.tokenizer import load_tokenizer
     from harkd.qwen3.weights import load_model
     from harkd.sampling.generator import Generator
 
-    loaded = load_model(model, machine.device, dtype, adapter, group)
+    loaded = join(load_model(model, machine.device, dtype, adapter, group))
     return Generator(loaded, load_tokenizer(model), machine.batch, machine.cache_tokens)
 
 
@@ -52,7 +54,8 @@ def check_fit(model: str, requests: Iterable[Request], machine: Machine) -> None
     from harkd.sampling.generator import PAGE
     from harkd.sampling.intake import Intake
 
-    positions, pages = read_config(resolve(model)).max_position_embeddings, -(-machine.cache_tokens // PAGE)
+    pages = math.inf if machine.cache_tokens is None else -(-machine.cache_tokens // PAGE)
+    positions = read_config(resolve(model)).max_position_embeddings
     intake = Intake(load_tokenizer(model), positions, pages, PAGE)
     for asked in requests:
         intake.open(asked)

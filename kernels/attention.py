@@ -125,6 +125,10 @@ def attention(
         return cached_attention.cached_attention(q, sequences, cache_layer)
     if cache_layer is not None:
         store(k, v, sequences.slots, cache_layer)
+        if backend == "auto" and q.device.type == "cpu" and (sequences.prefix_start < 0).all():
+            from harkd.kernels.grouped_attention import grouped_attention
+
+            return grouped_attention(q, sequences, cache_layer)
     outputs = []
     for s, (begin, end, past, prefix) in enumerate(sequences.spans):
         if begin == end:
@@ -132,7 +136,7 @@ def attention(
         if cache_layer is None:
             own = k[begin:end].transpose(0, 1), v[begin:end].transpose(0, 1)  # [K, n, D]
         else:
-            own = _read(cache_layer, sequences.tables[0][s], past + end - begin)
+            own = read(cache_layer, sequences.tables[0][s], past + end - begin)
         keys, values = own if prefix < 0 else _behind_prefix(k, v, own, sequences, prefix, cache_layer)
         outputs.append(_attend(q[begin:end], keys, values))
     return torch.cat(outputs) if outputs else torch.zeros_like(q)
@@ -160,11 +164,11 @@ def _behind_prefix(
     if start >= 0:
         shared = k[start : start + length].transpose(0, 1), v[start : start + length].transpose(0, 1)
     else:
-        shared = _read(cache_layer, sequences.tables[1][prefix], length)
+        shared = read(cache_layer, sequences.tables[1][prefix], length)
     return torch.cat([shared[0], own[0]], dim=1), torch.cat([shared[1], own[1]], dim=1)
 
 
-def _read(cache_layer: CacheLayer, table: list[int], length: int) -> tuple[Tensor, Tensor]:
+def read(cache_layer: CacheLayer, table: list[int], length: int) -> tuple[Tensor, Tensor]:
     """The first `length` tokens of a table's pages, each [K, length, D]: a view where the pages lie one behind the other, else a copy."""
     pages = table[: -(-length // cache_layer.keys.shape[1])]
     first, last = (pages[0], pages[-1]) if pages else (0, -1)

@@ -1,4 +1,5 @@
-"""kernels.attention against a dense softmax in float64 whose mask is written out from the definition."""
+"""kernels.attention and, over a cache on a CPU, kernels.grouped_attention against a dense softmax in float64 whose mask is written out from the
+definition."""
 
 import random
 from dataclasses import dataclass, replace
@@ -122,6 +123,7 @@ CACHED = {
     "stretches, an empty one, two prefixes": Case([(5, 3, 0), (0, 0, -1), (4, 0, 1), (1, 17, -1), (3, 8, 1)], [(9, -1), (1, -1)]),
     "prefix in the pack, pasts in the cache": Case([(6, 0, -1), (4, 3, 0), (2, 0, 0), (1, 5, 1)], [(6, 0), (4, -1)]),
 }
+CPU = pytest.mark.parametrize("backend", ["auto", "torch"])  # "auto" takes grouped_attention over the cache
 HEADS = [(4, 2), (16, 8), (32, 8), (64, 8), (6, 1), (3, 3)]
 
 
@@ -140,14 +142,15 @@ def test_packs(name, heads, kv_heads):
 @pytest.mark.parametrize("page", [1, 4, 32])
 @pytest.mark.parametrize("heads, kv_heads", [(4, 2), (64, 8)])
 @pytest.mark.parametrize("name", CACHED)
-def test_cache_in_scrambled_pages(name, heads, kv_heads, page):
+@CPU
+def test_cache_in_scrambled_pages(name, heads, kv_heads, page, backend):
     case = CACHED[name]
     q, k, v = draw(case, heads, kv_heads, 8, seed=1)
     sequences, layer = cached_plan(case, k, v, page, seed=page)
     before = layer.keys.clone()
     tokens = len(q)
     truth = dense(q, k, v, case.mask())
-    out = attention(q, k[:tokens], v[:tokens], sequences, layer)
+    out = attention(q, k[:tokens], v[:tokens], sequences, layer, backend)
     assert close(out, truth) and not close(out.flip(-1), truth)
     stored = layer.keys.flatten(0, 1)[sequences.slots], layer.values.flatten(0, 1)[sequences.slots]
     assert torch.equal(stored[0], k[:tokens]) and torch.equal(stored[1], v[:tokens])
@@ -156,14 +159,16 @@ def test_cache_in_scrambled_pages(name, heads, kv_heads, page):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_plans(seed):
+@CPU
+def test_random_plans(seed, backend, monkeypatch):
+    monkeypatch.setattr("harkd.kernels.grouped_attention.BLOCK", 1 + seed % 7)  # blocks that end inside a sequence
     rng = random.Random(seed)
     prefixes = [(rng.randint(0, 9), -1) for _ in range(rng.randint(0, 3))]
     sequences = [(rng.randint(0, 7), rng.randint(0, 12), rng.randint(-1, len(prefixes) - 1)) for _ in range(rng.randint(1, 6))]
     case = Case([*sequences, (1, 2, -1)], prefixes)
     q, k, v = draw(case, 6, 3, 4, seed)
     plan_, layer = cached_plan(case, k, v, rng.choice([1, 2, 3, 16]), seed)
-    assert close(attention(q, k[: len(q)], v[: len(q)], plan_, layer), dense(q, k, v, case.mask()))
+    assert close(attention(q, k[: len(q)], v[: len(q)], plan_, layer, backend), dense(q, k, v, case.mask()))
 
 
 def test_the_truth_tells_masks_apart():
@@ -197,7 +202,8 @@ def test_gradients():
 
 
 @pytest.mark.parametrize("chunks", [[20], [7, 13], [1] * 20, [16, 1, 3]])
-def test_chunked_prefill_equals_one_shot(chunks):
+@CPU
+def test_chunked_prefill_equals_one_shot(chunks, backend):
     case = Case([(20, 0, 0)], [(6, -1)])
     q, k, v = draw(case, 4, 2, 8, seed=2)
     whole, layer = cached_plan(case, k, v, 4, seed=9)
@@ -206,7 +212,7 @@ def test_chunked_prefill_equals_one_shot(chunks):
         rows = slice(past, past + new)
         cu_q, pasts = (torch.tensor(x, dtype=torch.int32) for x in ([0, new], [past]))
         step = replace(whole, cu_q=cu_q, past=pasts, slots=whole.slots[rows], max_q=new)
-        out.append(attention(q[rows], k[rows], v[rows], step, layer))
+        out.append(attention(q[rows], k[rows], v[rows], step, layer, backend))
         past += new
     assert close(torch.cat(out), dense(q, k, v, case.mask()))
 
@@ -226,6 +232,35 @@ def test_half_precision_is_as_exact_as_torch(dtype, dim):
         assert errors[2] > 20 * errors[0]
     assert sorted(ratios)[2] <= 2, f"error {sorted(ratios)[2]:.2f} x that of torch's attention"
     print(f"{dtype} D={dim}: {sorted(ratios)[2]:.2f} x torch's error")
+
+
+def eager(q, k, v, mask):
+    """Attention as Hugging Face's eager one rounds it: scores and probabilities in the inputs' dtype, [T, H, D]."""
+    q, k, v = q.transpose(0, 1), *(x.transpose(0, 1).repeat_interleave(q.shape[1] // x.shape[1], dim=0) for x in (k, v))
+    scores = (q @ k.mT * q.shape[2] ** -0.5).masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v).transpose(0, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("new", [1, 9])
+def test_grouped_attention_is_as_exact_as_eager(dtype, new):
+    """Single tokens and stretches over the cache, behind two prefixes and none, an empty sequence among them."""
+    case = Case([(new, 40, 0), (new, 7, 0), (0, 3, 1), (new, 25, 1), (new, 60, -1)], [(50, -1), (3, -1)])
+    mask, ratios = case.mask(), []
+    for seed in range(7):
+        q, k, v = draw(case, 16, 8, 128, seed, dtype)
+        sequences, layer = cached_plan(case, k, v, 16, seed)
+        tokens, truth = len(q), dense(q, k, v, mask)
+        out = attention(q, k[:tokens], v[:tokens], sequences, layer)
+        assert out.dtype == dtype
+        wrong = out.clone()
+        wrong[-1, -1, -1] += 0.2
+        errors = [(x.double() - truth).square().mean().sqrt() for x in (out, eager(q, k, v, mask), torch.zeros_like(out))]
+        largest = [(x.double() - truth).abs().max() for x in (out, wrong)]
+        assert errors[2] > 20 * errors[0] and largest[0] < 0.1 < largest[1]
+        ratios.append(errors[0] / errors[1])
+    print(f"{dtype}, {new} new: {sorted(ratios)[3]:.2f} x the error of eager attention")
+    assert sorted(ratios)[3] <= 1.25
 
 
 def test_the_plan_of_a_pack():

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from harkd.errors import UserError
+from harkd.memory import free_memory
+from harkd.qwen3.cache import Cache
 from harkd.sampling.generator import Completion, Request
 from tests.generator_cases import GREEDY, SYSTEMS, WARM, all_pages_are_back, endless, generator, mixed_requests, request, tiny, tokens_run, truth  # noqa: F401
 
@@ -185,3 +187,32 @@ def test_the_model_runs_in_inference_mode_and_the_caller_does_not(endless, monke
         (weight * torch.ones(2)).sum().backward()
         assert weight.grad is not None
     assert len(modes) > 10 and all(modes)
+
+
+def test_the_cache_has_half_of_the_free_memory(tiny, monkeypatch):
+    """In float64, 2 layers of 2 heads of 16: 1 KiB a token. Given a number, that number; never more than its places can use."""
+    positions = tiny.model.config.max_position_embeddings
+    for free, tokens in ((200 << 10, 100), (1 << 40, 5 * positions), (0, 4)):
+        monkeypatch.setattr("harkd.qwen3.cache.free_memory", lambda device, free=free: free)
+        assert len(generator(tiny, cache_tokens=None, page_size=4).cache.free) * 4 == tokens
+        assert len(generator(tiny, cache_tokens=40, page_size=4).cache.free) == 10
+
+
+def test_a_cache_that_finds_no_memory_is_made_smaller(endless, truth, monkeypatch):
+    made = Cache.__init__
+
+    def small(self, config, pages, *rest):
+        if pages > 40:
+            raise UserError("there is no memory for a cache of so many tokens")
+        made(self, config, pages, *rest)
+
+    monkeypatch.setattr(Cache, "__init__", small)
+    g = generator(endless, cache_tokens=None)
+    assert 20 <= len(g.cache.free) <= 40
+    assert all(c.ids == truth[c.request.window, c.request.sample][0] for c in g.generate(mixed_requests()))
+    with pytest.raises(UserError, match="no memory for a cache"):
+        generator(endless, cache_tokens=41 * 16)
+
+
+def test_free_memory_is_that_of_the_machine():
+    assert 50 << 20 < free_memory("cpu") < 1 << 44

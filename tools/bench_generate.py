@@ -1,15 +1,18 @@
-"""Generation on this machine at real sizes: harkd, transformers and bare linear products, on the same windows in the same run.
+"""Generation on this machine at real sizes: harkd, transformers and the limit of the hardware, on the same windows in the same run.
 
     python -m tools.make_checkpoint FOLDER --like 0.6B --tokenizer QWEN3
-    python -m tools.bench_generate FOLDER --data marble:PATH [--windows 16 --batch 8 --dtype float32 --new 64]
+    python -m tools.bench_generate FOLDER --data marble:PATH [--windows 64 --batch 32 --new 256 --dtype bfloat16 --alone]
 
 Three tasks, greedy, without reasoning: guided answers; the same number of tokens, free; `--new` free tokens. transformers generates as many
-tokens as harkd's answers have, by `generate` over left-padded batches, once over whole prompts and once behind a prefix that it
-prefilled. The last line is JSON with `ratios`:
+tokens as harkd's answers have, by `generate` over left-padded batches of 8 and of 32, of which the faster counts, once over whole prompts
+and once behind a prefix that it prefilled; `--alone` leaves it out. llama.cpp is not measured. The last line is JSON with `ratios`:
 
-    prefill_to_products    time of the linear maps alone (without the head) on the windows' tokens / harkd's prefill
-    decode_to_products     time of the linear maps and the head on `batch` rows / harkd's time for a step of `batch` sequences
+    prefill_to_limit     the limit of the windows' tokens / harkd's prefill of them
+    decode32_to_limit    the limit of a step of `batch` (32) sequences / harkd's median step
     guided_to_transformers, guided_to_transformers_prefix, free_to_transformers, free_to_transformers_prefix    their seconds / harkd's
+
+The limit is the linear maps alone (torch's plain products or harkd's joined ones, whichever are faster; in decoding with the head), the
+products of attention alone on contiguous tensors of these shapes, and the bytes of the cache at the measured bandwidth of reading.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +31,8 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from harkd.homes.dataset import read
-from harkd.memory import peak_memory
+from harkd.memory import peak_memory, reset_peak_memory
+from harkd.qwen3.linear import join
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import load_tokenizer
 from harkd.qwen3.weights import load_model
@@ -35,6 +40,8 @@ from harkd.recognition import Guiding, request
 from harkd.sampling.generator import Generator
 from harkd.sampling.request import Request, Sampling
 from tools.bench_prefill import bare_products, median_seconds
+
+THEIR_BATCHES = (8, 32)
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -44,9 +51,42 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def products(model: Qwen3, rows: int, head: bool) -> float:
-    """Median seconds of the linear maps of all layers, and the head's, on `rows` rows."""
-    return median_seconds(bare_products(model, rows, head), repeats=3)
+@torch.inference_mode()
+def products(left: tuple[int, int, int], keys: int, dtype: torch.dtype) -> float:
+    """Median seconds of q k^T and p v, where q is [heads, rows, D] and there are so many keys."""
+    heads, rows, dim = left
+    q, p, k, v = (torch.randn(heads, *shape, dtype=dtype) for shape in ((rows, dim), (rows, keys), (dim, keys), (keys, dim)))
+    return median_seconds(lambda: (torch.bmm(q, k), torch.bmm(p, v)), repeats=3)
+
+
+class Limit:
+    """What this machine needs at least for the work of a model, beside which its own time is put."""
+
+    def __init__(self, model: Qwen3, prefix: int) -> None:
+        config, block = model.config, torch.ones(1 << 26)
+        self.model, self.prefix, self.layers, self.dtype = model, prefix, config.num_hidden_layers, model.dtype
+        self.heads, self.group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+        self.dim = config.head_dim
+        self.bandwidth = block.nbytes / median_seconds(block.sum, repeats=3)
+        self.token = 2 * self.layers * self.heads * self.dim * model.dtype.itemsize  # bytes in the cache
+        self.linear: dict[tuple[int, bool], float] = {}
+
+    def measure(self, rows: int, head: bool) -> None:
+        """Take the linear maps' time as the model has them now, where that is the best so far."""
+        now = median_seconds(bare_products(self.model, rows, head), repeats=3)
+        self.linear[rows, head] = min(now, self.linear.get((rows, head), now))
+
+    def prefill(self, own: int) -> float:
+        """Seconds of a window of `own` tokens behind the prefix; a token sees half of the window."""
+        keys = self.prefix + own // 2
+        attention = products((self.heads, own * self.group, self.dim), keys, self.dtype) * self.layers
+        return self.linear[own, False] + attention + (self.prefix + own) * self.token / self.bandwidth
+
+    def decode(self, batch: int, own: int) -> float:
+        """Seconds of a step of `batch` sequences of `own` tokens each."""
+        shared = products((self.heads, batch * self.group, self.dim), self.prefix, self.dtype)
+        attention = (shared + products((batch * self.heads, self.group, self.dim), own, self.dtype)) * self.layers
+        return self.linear[batch, True] + attention + (self.prefix + batch * own) * self.token / self.bandwidth
 
 
 @torch.inference_mode()
@@ -67,14 +107,41 @@ def theirs(model, prompts: list[list[int]], prefix: list[int], new: int, batch: 
     return written
 
 
+def compare(model: str, dtype: str, prefix: list[int], owns: list[list[int]], answer: int) -> tuple[float, float]:
+    """Seconds of transformers over whole prompts, and behind the prefix."""
+    other = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    reset_peak_memory()
+    batches = [batch for batch in THEIR_BATCHES if batch <= len(owns)] or [len(owns)]
+    whole = min(seconds(lambda: theirs(other, [prefix + ids for ids in owns], [], answer, batch)) for batch in batches)
+    behind = min(seconds(lambda: theirs(other, owns, prefix, answer, batch)) for batch in batches)
+    print(f"transformers: {answer} tokens, whole prompts {whole:.1f} s, {len(owns) / whole:.3f} windows/s; behind a prefix {behind:.1f} s")
+    print(f"transformers: peak memory {peak_memory()['cpu'] / 1e9:.2f}e9 bytes")
+    return whole, behind
+
+
+def timed(generator: Generator) -> list[tuple[int, float]]:
+    """(sequences, seconds) of every step from now on in which all of them write a token."""
+    steps, step = [], generator._step
+
+    def run(running: list) -> None:
+        decoding = all(one.past == len(one.tokens) - 1 for one in running)
+        took = seconds(lambda: step(running))
+        if decoding:
+            steps.append((len(running), took))
+
+    generator._step = run
+    return steps
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
-    parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--alone", action="store_true", help="harkd and the limit only")
     args = parser.parse_args(argv)
     dataset, tokenizer = read(args.data), load_tokenizer(args.model)
     windows = list(islice(cycle(islice(dataset.windows("test"), args.windows)), args.windows))
@@ -82,40 +149,48 @@ def main(argv: list[str] | None = None) -> int:
     asked = [request(dataset.home(w.home), w, thinking=False, sampling=greedy, guiding=guiding) for w in windows]
     asked = [replace(one, window=str(i)) for i, one in enumerate(asked)]
     prefix, owns = tokenizer.encode(asked[0].prefix), [tokenizer.encode(one.prompt) for one in asked]
+    own, batch = sum(map(len, owns)) // len(owns), min(args.batch, len(owns))
 
     model = load_model(args.model, "cpu", args.dtype)
     tokenizer.stop_ids = ()  # a random model stops anywhere
-    generator = Generator(model, tokenizer, batch=args.batch)
+    limit = Limit(model, len(prefix))
+    for _ in ("plain", "joined"):
+        limit.measure(own, False)
+        limit.measure(batch, True)
+        join(model)
+    generator = Generator(model, tokenizer, batch=batch)
+    steps = timed(generator)
 
     def free(new: int) -> list[Request]:
         return [replace(one, answer=(), sampling=replace(greedy, max_new_tokens=new)) for one in asked]
 
+    reset_peak_memory()
     first = seconds(lambda: list(generator.generate(free(1)[:1])))  # and the prefix
-    prefill = seconds(lambda: list(generator.generate(free(1))))
-    lengths = []
-    guided = seconds(lambda: lengths.extend(len(done.ids) for done in generator.generate(asked)))
-    answer = max(lengths)
-    text, short = (seconds(lambda: list(generator.generate(free(new)))) for new in (answer, args.new))
-    step = (text - prefill) / (answer - 1) / (len(asked) / args.batch)
-    own, memory = sum(map(len, owns)), peak_memory()["cpu"]
-    one_window, one_step = products(model, own // len(owns), False) * len(owns), products(model, own, False)
-    bare, rows = min(one_window, one_step), products(model, args.batch, True)
-    print(f"{len(asked)} windows, prefix {len(prefix)}, own {own / len(owns):.0f}, answers {answer}; {torch.get_num_threads()} threads")
-    print(f"harkd: prefix and first window {first:.1f} s; prefill {own / prefill:.0f} tokens/s (bare products {own / bare:.0f})")
-    print(f"harkd: step of {args.batch} {1e3 * step:.0f} ms (bare products {1e3 * rows:.0f}), {args.batch / step:.1f} tokens/s")
-    print(f"harkd: guided {guided:.1f} s, {len(asked) / guided:.3f} windows/s; free {text:.1f} s; {args.new} tokens {short:.1f} s")
-    print(f"harkd: peak memory {memory / 1e9:.2f}e9 bytes", flush=True)
-
-    del generator, model
-    other = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).eval()
-    whole = seconds(lambda: theirs(other, [prefix + ids for ids in owns], [], answer, args.batch))
-    behind = seconds(lambda: theirs(other, owns, prefix, answer, args.batch))
-    print(f"transformers: {answer} tokens, whole prompts {whole:.1f} s, behind the prefix {behind:.1f} s")
-    ratios = {
-        "prefill_to_products": bare / prefill, "decode_to_products": rows / step, "guided_to_transformers": whole / guided,
-        "guided_to_transformers_prefix": behind / guided, "free_to_transformers": whole / text,
-        "free_to_transformers_prefix": behind / text,
-    }  # fmt: skip
+    prefill = seconds(lambda: list(generator.generate(free(1)))) / len(owns)
+    steps.clear()
+    short = seconds(lambda: list(generator.generate(free(args.new))))
+    full = [took for count, took in steps if count == batch]
+    if not full:
+        parser.error(f"--new {args.new} is too short: the first of {batch} sequences ended before the last began")
+    step = statistics.median(full)
+    bare, rows = limit.prefill(own), limit.decode(batch, own + args.new // 2)
+    machine = f"{torch.get_num_threads()} threads, reads {limit.bandwidth / 1e9:.1f}e9 bytes/s"
+    print(f"{len(asked)} windows, prefix {len(prefix)}, own {own}; {machine}")
+    print(f"harkd: prefix and first window {first:.1f} s; prefill {own / prefill:.0f} tokens/s (limit {own / bare:.0f})")
+    print(f"harkd: step of {batch} {1e3 * step:.0f} ms (limit {1e3 * rows:.0f}), {batch / step:.1f} tokens/s (limit {batch / rows:.1f})")
+    print(f"harkd: {args.new} free tokens {short:.1f} s, {len(asked) / short:.3f} windows/s", flush=True)
+    ratios = {"prefill_to_limit": bare / prefill, f"decode{batch}_to_limit": rows / step}
+    if not args.alone:
+        lengths = []
+        guided = seconds(lambda: lengths.extend(len(done.ids) for done in generator.generate(asked)))
+        text = seconds(lambda: list(generator.generate(free(max(lengths)))))
+        print(f"harkd: guided {guided:.1f} s, {len(asked) / guided:.3f} windows/s; {max(lengths)} free tokens {text:.1f} s")
+    print(f"harkd: peak memory {peak_memory()['cpu'] / 1e9:.2f}e9 bytes", flush=True)
+    if not args.alone:
+        del generator, model, limit, steps
+        whole, behind = compare(args.model, args.dtype, prefix, owns, max(lengths))
+        ratios |= {"guided_to_transformers": whole / guided, "guided_to_transformers_prefix": behind / guided}
+        ratios |= {"free_to_transformers": whole / text, "free_to_transformers_prefix": behind / text}
     print(json.dumps({"ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}}))
     return 0
 

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -58,15 +59,20 @@ def text_of(tokenizer, count: int, seed: int) -> str:
 
 @torch.inference_mode()
 def bare_products(model: Qwen3, rows: int, head: bool = False) -> Callable[[], None]:
-    """The linear maps of all layers, and the head's if wanted, on `rows` rows."""
-    maps = [module.weight for name, module in model.named_modules() if name.rpartition(".")[2] in PROJECTIONS]
-    maps += [model.head_weight] if head else []
-    inputs = {width: torch.randn(rows, width, dtype=model.dtype) for width in {weight.shape[1] for weight in maps}}
+    """The linear maps of all layers, joined where the model has joined them, and the head's if wanted, on `rows` rows."""
+    maps = {}
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in PROJECTIONS:
+            product = module.joined or partial(torch.nn.functional.linear, weight=module.weight)
+            maps[id(product)] = product, module.in_features
+    if head:
+        maps["head"] = model.head, model.config.hidden_size
+    inputs = {width: torch.randn(rows, width, dtype=model.dtype) for _, width in maps.values()}
 
     @torch.inference_mode()
     def run() -> None:
-        for weight in maps:
-            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+        for product, width in maps.values():
+            product(inputs[width])
 
     return run
 

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import torch
 
+from harkd.errors import UserError
 from harkd.kernels.attention import CacheLayer
+from harkd.memory import free_memory
 from harkd.qwen3.config import Qwen3Config
 from harkd.tensors import allocating
+
+
+SHARE = 0.5  # of the free memory, for the cache: the rest is for what a step computes, and for others
 
 
 class Cache:
@@ -52,3 +57,19 @@ class Cache:
     def slot(self, table: list[int], index: int) -> int:
         """Where token `index` of a sequence lies among all places of the cache."""
         return table[index // self.page_size] * self.page_size + index % self.page_size
+
+
+def cache_of(config: Qwen3Config, tokens: int | None, most: int, page_size: int, dtype: torch.dtype, device: torch.device) -> Cache:
+    """A cache of so many tokens; where None is given of `most`, or of as many as fit into SHARE of the free memory, fewer if need be.
+
+    Raises UserError where there is no memory for the given number, or for a single page.
+    """
+    size = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize  # bytes of a token
+    pages = -(-(min(most, int(SHARE * free_memory(str(device))) // size) if tokens is None else tokens) // page_size)
+    while True:
+        try:
+            return Cache(config, max(pages, 1), page_size, dtype, device)
+        except UserError:
+            if tokens is not None or pages <= 1:
+                raise
+            pages //= 2

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from harkd.errors import UserError
 from harkd.files import read_json, write_json
 from harkd.qwen3.config import PROJECTIONS
-from harkd.qwen3.linear import Linear, LoraLinear
+from harkd.qwen3.linear import Linear, LoraLinear, separate
 from harkd.qwen3.model import Qwen3
 from harkd.tensors import allocating, read_header, read_into, write_tensors
 
@@ -64,7 +64,7 @@ def add_lora(model: Qwen3, config: LoraConfig, seed: int = 0) -> dict[str, nn.Pa
     """Freeze the model and put a fresh adapter on its projections, in place. Returns the adapter's parameters by PEFT's names."""
     if _lora_layers(model):
         raise UserError("the model carries an adapter already: merge it first")
-    model.requires_grad_(False)
+    separate(model).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")

@@ -13,6 +13,7 @@ from harkd.errors import UserError
 from harkd.files import read_json, write_json
 from harkd.qwen3.config import Qwen3Config, read_config
 from harkd.qwen3.hub import ADAPTER_FILES, resolve
+from harkd.qwen3.linear import separate
 from harkd.qwen3.lora import load_adapter
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.parallel import cut, divided
@@ -137,8 +138,10 @@ def save_model(model: Qwen3, folder: Path, source: Path | None = None, shard_byt
     """Write a model as a Hugging Face folder: config.json, safetensors (sharded above `shard_bytes`) and, from `source`, the tokenizer's
     files.
 
-    A tied head is written once, as the embedding. The folder appears whole: files first, config.json last.
+    A tied head is written once, as the embedding; maps that were joined are separate from then on. The folder appears whole: files first,
+    config.json last.
     """
+    separate(model)
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
     for name, parameter in model.named_parameters():

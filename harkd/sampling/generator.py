@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harkd.errors import UserError
-from harkd.qwen3.cache import Cache
+from harkd.qwen3.cache import cache_of
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import Tokenizer
 from harkd.sampling.intake import Intake
@@ -51,17 +51,21 @@ class Generator:
 
     Prefixes stay in the cache from one call of `generate` to the next: make a new Generator when the model's weights have changed.
 
-    Args: batch: sequences that run at once; cache_tokens: room of the cache, shared by prefixes and sequences; page_size: tokens in a page;
-    step_tokens: most tokens of one forward; it is halved when a step finds no memory.
+    Args: batch: sequences that run at once; cache_tokens: room of the cache, shared by prefixes and sequences, by default what the free
+    memory allows; page_size: tokens in a page; step_tokens: most tokens of one forward; it is halved when a step finds no memory.
     """
 
     def __init__(
-        self, model: Qwen3, tokenizer: Tokenizer, batch: int = 16, cache_tokens: int = 65536, page_size: int = PAGE, step_tokens: int = 1024
-    ) -> None:
-        if min(batch, cache_tokens, page_size, step_tokens) < 1:
+        self, model: Qwen3, tokenizer: Tokenizer, batch: int = 16, cache_tokens: int | None = None, page_size: int = PAGE,
+        step_tokens: int = 1024,
+    ) -> None:  # fmt: skip
+        if min(batch, page_size, step_tokens) < 1 or (cache_tokens is not None and cache_tokens < 1):
             raise UserError("batch, cache_tokens, page_size and step_tokens of a Generator must be at least 1")
         self.model, self.tokenizer, self.batch, self.step_tokens = model, tokenizer, batch, max(step_tokens, batch)
-        self.cache = Cache(model.config, -(-cache_tokens // page_size), page_size, model.dtype, model.device)
+        most = (batch + 1) * model.config.max_position_embeddings  # every place full, and prefixes of as much
+        self.cache = cache_of(model.config, cache_tokens, most, page_size, model.dtype, model.device)
+        pages = [len(self.cache.free) * (rank == model.group.rank) for rank in range(model.group.size)]
+        del self.cache.free[int(min(model.group.sum(pages))) :]  # processes that hold one model share out alike
         self.vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)  # ids above are padding of the head
         self.intake = Intake(tokenizer, model.config.max_position_embeddings, len(self.cache.free), page_size)
         self.active: list[Sequence] = []  # those that hold pages, of all iterators

@@ -1,0 +1,86 @@
+"""Maps that share an input as one product: the same results, the same names, and a way back."""
+
+import pytest
+import torch
+
+from harkd.qwen3.linear import Linear, join, project, separate
+from harkd.qwen3.lora import LoraConfig, add_lora, merge
+from harkd.qwen3.weights import load_model, save_model
+from tests.test_weights import same
+from tests.tiny import random_model
+
+IDS = torch.arange(3, 40)
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.logits(IDS)
+
+
+@pytest.fixture(params=["reordered", "plain"])
+def order(request, monkeypatch):
+    """With oneDNN's order where it is to be had, and without."""
+    if request.param == "plain":
+        monkeypatch.setattr("harkd.qwen3.linear._reorders", lambda weight: False)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_logits(order, dtype):
+    model, truth = random_model(2, dtype=dtype), logits(random_model(2, dtype=dtype))
+    names = {name: p.shape for name, p in model.named_parameters()}
+    assert join(model) is model and {name: p.shape for name, p in model.named_parameters()} == names
+    layer = model.model.layers[0]
+    assert layer.self_attn.q_proj.joined is layer.self_attn.v_proj.joined is not layer.mlp.up_proj.joined is layer.mlp.gate_proj.joined
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    assert (logits(model) - truth).abs().max() < tolerance < (logits(random_model(3, dtype=dtype)) - truth).abs().max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_way_back_loses_nothing(order, dtype, tmp_path):
+    truth = random_model(2, dtype=dtype)
+    assert same(separate(join(random_model(2, dtype=dtype))), truth) and all(p.requires_grad for p in truth.parameters())
+    save_model(join(random_model(2, dtype=dtype)), tmp_path)
+    assert same(load_model(tmp_path, "cpu"), truth) and not same(load_model(tmp_path, "cpu"), random_model(3, dtype=dtype))
+
+
+def test_an_adapter_goes_onto_a_joined_model(order):
+    def adapted(model):
+        parameters = add_lora(model, LoraConfig(r=4, target_modules=("k_proj", "up_proj")))
+        with torch.no_grad():
+            for i, parameter in enumerate(parameters.values()):
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.1)
+        return model
+
+    truth, model = adapted(random_model(2)), adapted(join(random_model(2)))
+    assert torch.equal(logits(model), logits(truth)) and not torch.equal(logits(truth), logits(random_model(2)))
+    join(model)  # what carries an adapter stays as it is
+    assert model.model.layers[0].self_attn.q_proj.joined is None and model.model.layers[0].mlp.down_proj.joined is not None
+    assert (logits(model) - logits(truth)).abs().max() < 1e-5
+    assert same(merge(separate(model)), merge(truth))
+
+
+def test_weights_are_held_once(order):
+    """Views of one buffer, or placeholders: no weight is beside the joined one."""
+    model = join(random_model(2))
+    attention = model.model.layers[0].self_attn
+    joined = attention.q_proj.joined.weight
+    assert joined.is_mkldnn == (order == "reordered" and torch.backends.mkldnn.is_available())
+    for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+        held = linear.weight.is_meta or linear.weight.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
+        assert held and not linear.weight.requires_grad
+
+
+def test_one_map_of_a_group_alone_is_computed_as_ever():
+    maps = [Linear(8, n) for n in (4, 6)]
+    for linear in maps:
+        torch.nn.init.normal_(linear.weight)
+    holder = torch.nn.Module()
+    holder.gate_proj, holder.up_proj = maps
+    x = torch.randn(5, 8)
+    with torch.no_grad():
+        truth = project(x, maps)
+        torch.testing.assert_close(project(x, [holder.gate_proj, holder.up_proj]), truth)
+    separate(join(holder))
+    assert torch.autograd.grad(project(x, maps)[1].sum(), maps[1].weight)[0].abs().sum() > 0
