@@ -64,6 +64,7 @@ def test_parts_are_known():
     assert stop.value.code == 2
 
 
+@pytest.mark.slow
 def test_every_check_runs_and_passes(record):
     run_checks(record, gpu_kernels.checks(TINY), TINY.dtypes)
     assert record.wrong == [] and len(record.checks) >= 20

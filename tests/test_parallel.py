@@ -128,7 +128,13 @@ def test_the_first_draws_for_all_and_no_memory_ends_all(endless, monkeypatch):
     monkeypatch.setattr(endless.model, "group", Second())
     (done,) = Generator(endless.model, endless.tokenizer).generate([request("a", "x")])
     assert done.ids == [7] * GREEDY.max_new_tokens
-    monkeypatch.setattr(endless.model, "group", World(0, 2))
+
+    class Pair(World):
+        def sum(self, values):
+            return [values[0], 9]  # the other has nine pages
+
+    monkeypatch.setattr(endless.model, "group", Pair(0, 2))
+    assert len(Generator(endless.model, endless.tokenizer, cache_tokens=4096).cache.free) == 9
     monkeypatch.setattr(endless.model, "hidden", lambda *parts: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(UserError, match="no memory for a step of .* tokens in one of the processes: lower --cache-tokens"):
         list(Generator(endless.model, endless.tokenizer).generate([request("a", "x")]))
@@ -143,6 +149,7 @@ def start(size, *argv):
     return [spawn("generate", *argv, **common, RANK=rank, LOCAL_RANK=rank) for rank in range(size)]
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_model_and_two_teams_of_two_write_as_one_process_does(argv, data, tmp_path):
     """One of two is lost, which the other tells; four go on from there."""
     argv = [*argv, "--max-new-tokens", 24]
