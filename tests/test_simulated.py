@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from statistics import median
 
 import pytest
@@ -80,7 +81,9 @@ def test_the_truth_is_in_no_prompt():
         for window in dataset.windows("test"):
             system, user = (message["content"] for message in prompt(dataset.homes[0], window))
             assert not any(re.search(rf"\b{resident}\b", system + user) for resident in house(name).residents)
-            assert window.recording not in system + user and not any(label in user for label in dataset.homes[0].label_names)
+            assert window.recording not in system + user
+            bare = replace(window, events=tuple(replace(event, labels=(), resident="") for event in window.events))
+            assert user_message(bare) == user  # some labels are words of sensors: "reading", and a reading lamp
 
 
 def test_the_example_is_of_no_recording():

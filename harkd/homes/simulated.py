@@ -140,9 +140,8 @@ def _labels(rng: Random, things: tuple[str, ...]) -> dict[str, str]:
     """The name of each activity on offer: all that the things allow but for one or two, in an order of the home's own."""
     possible = [name for name, activity in ACTIVITIES.items() if _things(activity.scripts) <= set(things) and name != "wake"]
     offered = rng.sample(possible, len(possible) - rng.randint(1, 2))
-    spell = rng.choice((str, str, str.upper, str.title))
     blank = rng.choice((" ", " ", "_"))
-    labels = {activity: spell(rng.choice(ACTIVITIES[activity].names)).replace(" ", blank) for activity in offered}
+    labels = {activity: rng.choice(ACTIVITIES[activity].names).replace(" ", blank) for activity in offered}
     return labels | ({"wake": labels["sleep"]} if "sleep" in labels else {})
 
 

@@ -100,7 +100,7 @@ eat | 8.1 0.9, 12.7 0.9, 19.1 0.95 | eating, meal at the table, dining | sits at
     chair+ 12m chair-; chair+ 5m chair- chair+ 6m chair-
 dishes | 8.5 0.6, 13.2 0.7, 19.6 0.8 | dishwashing, washing up, cleaning dishes | washes the dishes after a meal and puts them away
     sink+ 3m sink- drawer; sink drawer sink+ 2m sink- drawer?
-tv | 13.8 0.4, 17.4 0.4, 20.2 0.9 | watching television, television, TV time | sits on the couch with the television on
+tv | 13.8 0.4, 17.4 0.4, 20.2 0.9 | watching television, viewing, TV time | sits on the couch with the television on
     tv+ couch+ 40m couch- tv-; couch+ tv+ 30m tv- couch-; tv+ couch+ 15m couch- couch+ 15m couch- tv-
 game | 14.8 0.5, 17.0 0.5, 21.0 0.4 | gaming, playing video games, console games | plays with the console on the television
     console+ tv+ couch+ 30m couch- console- tv-; tv+ console+ couch+ 25m console- couch- tv-
