@@ -232,9 +232,9 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     how = {"thinking": thinking, "sampling": sampling_of(args, thinking), "window": args.window, "rules": args.rules, "dtype": args.dtype}
     done, writer = 0, None
     try:
-        for done, (number, told) in enumerate(read_json_lines(Path(args.out)) if os.path.isfile(args.out or "") else (), 1):
+        for done, told in read_json_lines(Path(args.out)) if os.path.isfile(args.out or "") else ():
             if "activity" not in told:
-                raise UserError(f"{args.out}, line {number} is no answer of harkd.recognize: name another file with --out")
+                raise UserError(f"{args.out}, line {done} is no answer of harkd.recognize: name another file with --out")
         writer = JsonLinesWriter(Path(args.out)) if args.out else None
     except OSError as error:
         raise UserError(f"{args.out} cannot be written: {error.strerror}") from None

@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from harkd.homes.dataset import read
 from harkd.memory import peak_memory, reset_peak_memory
+from harkd.qwen3.cache import token_bytes
 from harkd.qwen3.linear import join
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import load_tokenizer
@@ -68,7 +69,7 @@ class Limit:
         self.heads, self.group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
         self.dim = config.head_dim
         self.bandwidth = block.nbytes / median_seconds(block.sum, repeats=3)
-        self.token = 2 * self.layers * self.heads * self.dim * model.dtype.itemsize  # bytes in the cache
+        self.token = token_bytes(config, model.dtype)
         self.linear: dict[tuple[int, bool], float] = {}
 
     def measure(self, rows: int, head: bool) -> None:

@@ -29,7 +29,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from harkd.distill.examples import TrainingExample, true_answer
 from harkd.distill.loop import LoopSettings, train
-from harkd.files import write_json
+from harkd.files import read_json, write_json
 from harkd.homes.answer import canonical, label_spans
 from harkd.homes.dataset import Dataset, read
 from harkd.homes.events import Home, Recording, Window
@@ -166,13 +166,13 @@ def pretrain(
     print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters", file=sys.stderr)
     for number in range(rounds):
         folder = out / f"{name}-{number}"
-        if not (folder / "model.safetensors").exists():
+        if not (folder / "config.json").exists():  # written last
             log = lambda record: print(json.dumps({"model": name, "round": number, **record}), flush=True)  # noqa: B023, E731
             how = replace(settings, lr=settings.lr / config.hidden_size / (1 + number))
             result = train(model, dict(model.named_parameters()), of_round(number), held_out, how, out / f"{name}-{number}-run", log=log)
             print(f"{name}, round {number}: {result}", file=sys.stderr)
             save_model(model.to(torch.bfloat16), folder, out / "tokenizer")
-            stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            stored = read_json(folder / "config.json")
             write_json(folder / "config.json", {**stored, "torch_dtype": "float32"})  # in which a CPU computes so small a model faster
         model = load_model(folder, "cpu", "float32")
 

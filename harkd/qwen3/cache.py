@@ -59,13 +59,18 @@ class Cache:
         return table[index // self.page_size] * self.page_size + index % self.page_size
 
 
+def token_bytes(config: Qwen3Config, dtype: torch.dtype) -> int:
+    """What the keys and values of one token take in all layers."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+
+
 def cache_of(config: Qwen3Config, tokens: int | None, most: int, page_size: int, dtype: torch.dtype, device: torch.device) -> Cache:
     """A cache of so many tokens; where None is given of `most`, or of as many as fit into SHARE of the free memory, fewer if need be.
 
     Raises UserError where there is no memory for the given number, or for a single page.
     """
-    size = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize  # bytes of a token
-    pages = -(-(min(most, int(SHARE * free_memory(str(device))) // size) if tokens is None else tokens) // page_size)
+    room = min(most, int(SHARE * free_memory(str(device))) // token_bytes(config, dtype)) if tokens is None else tokens
+    pages = -(-room // page_size)
     while True:
         try:
             return Cache(config, max(pages, 1), page_size, dtype, device)

@@ -31,9 +31,9 @@ class Joined:
     sizes: tuple[int, ...]
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        if self.weight.is_mkldnn:
-            return list(torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "").split(self.sizes, -1))
-        return list(F.linear(x, self.weight).split(self.sizes, -1))
+        in_order = self.weight.is_mkldnn
+        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "") if in_order else F.linear(x, self.weight)
+        return list(y.split(self.sizes, -1))
 
 
 class Linear(nn.Linear):
