@@ -179,9 +179,9 @@ def test_killed_at_any_moment_it_completes_the_same_set(argv, data, tmp_path):
 @pytest.mark.slow
 def test_killed_at_20_random_moments_it_loses_nothing_that_was_reported(argv, data, tmp_path, moments=20):
     """Killed while it loads, writes or ends a trace: what a whole line or the progress bar has told is there, as it was, and goes on."""
-    argv = [*argv, "--samples", 4 * moments, "--batch", 3]
+    argv = [*argv, "--samples", 20 * moments, "--batch", 3]  # more than the moments let it write
     out, draw = tmp_path / "out", Random(moments)
-    path, total = out / "traces.jsonl", 4 * 4 * moments
+    path, total = out / "traces.jsonl", 4 * 20 * moments
 
     def whole() -> bytes:
         return path.read_bytes()[: path.read_bytes().rfind(b"\n") + 1] if path.exists() else b""
@@ -200,7 +200,7 @@ def test_killed_at_20_random_moments_it_loses_nothing_that_was_reported(argv, da
     kept = whole()
     run(main, *argv)
     assert kept and path.read_bytes().startswith(kept)
-    assert len(ids(out)) == len(set(ids(out))) == total and set(ids(out)) == wanted(data, samples=4 * moments)
+    assert len(ids(out)) == len(set(ids(out))) == total and set(ids(out)) == wanted(data, samples=20 * moments)
 
 
 def test_interrupted_it_says_how_to_go_on(argv, tmp_path):
