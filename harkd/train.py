@@ -41,6 +41,9 @@ FILES = (
     "adapter_config.json", "adapter_model.safetensors", "harkd.json", "last.safetensors", "previous.safetensors", "best*.safetensors",
     "metrics.jsonl", "teacher.safetensors",
 )  # fmt: skip
+# what is not asked for; the models that ship know less to begin with, and are small enough for a large adapter
+USUAL = {"lora_rank": 16, "lora_alpha": 32.0, "epochs": 3, "batch_tokens": 8192}
+NANO = {"lora_rank": 64, "lora_alpha": 64.0, "epochs": 12, "batch_tokens": 4096}
 
 
 def train(
@@ -54,14 +57,17 @@ def train(
     from harkd.distill.loop import LoopSettings
     from harkd.distill.traces import TRACES
     from harkd.distributed import join
-    from harkd.qwen3.hub import resolve
+    from harkd.qwen3.hub import EMBEDDED, resolve
     from harkd.qwen3.lora import LoraConfig
 
+    usual = NANO if settings.model in EMBEDDED else USUAL
+    settings = replace(settings, **{name: value for name, value in usual.items() if getattr(settings, name) is None})
     settings.check()
+    if settings.lr is None:
+        settings = replace(settings, lr=0.2 / read_config(resolve(settings.model)).hidden_size)
     lora = LoraConfig(settings.lora_rank, settings.lora_alpha, settings.target_modules)
-    same = {name: getattr(settings, name) for name in ("epochs", "batch_tokens", "packs_per_step", "seed", "patience")}
-    lr = 0.2 / read_config(resolve(settings.model)).hidden_size if settings.lr is None else settings.lr
-    loop = LoopSettings(lr, **same, save_every=20, f1_every=settings.validate_f1)
+    same = {name: getattr(settings, name) for name in ("lr", "epochs", "batch_tokens", "packs_per_step", "seed", "patience")}
+    loop = LoopSettings(**same, save_every=20, f1_every=settings.validate_f1)
     traces = Path(settings.traces or "")
     inputs = [traces / TRACES if traces.is_dir() else traces] if settings.traces is not None else []
     models = [settings.model] if settings.teacher is None else [settings.model, settings.teacher]
@@ -183,12 +189,13 @@ def _parser() -> Parser:
     parser.add_argument("--beta", type=float, help="the teacher's share of the middle, of jsd")
     parser.add_argument("--teacher-temperature", type=float, help="of both, with logits")
     parser.add_argument("--on-policy-fraction", type=float, help="with on-policy: share of the steps in which the student writes")
-    parser.add_argument("--lora-rank", type=int)
-    parser.add_argument("--lora-alpha", type=float)
+    told = lambda name: f"{USUAL[name]}, or {NANO[name]} for the models that ship"  # noqa: E731
+    parser.add_argument("--lora-rank", type=int, help=told("lora_rank"))
+    parser.add_argument("--lora-alpha", type=float, help=told("lora_alpha"))
     parser.add_argument("--target-modules", default=",".join(PROJECTIONS), help="projections that carry an adapter, with commas")
     parser.add_argument("--lr", type=float, help="learning rate at its peak; 0.2 / the model's width where none is given, 2e-4 at 0.6B")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--batch-tokens", type=int, help="tokens in a pack, the shared prefix counted once")
+    parser.add_argument("--epochs", type=int, help=told("epochs"))
+    parser.add_argument("--batch-tokens", type=int, help=f"tokens in a pack, the shared prefix counted once: {told('batch_tokens')}")
     parser.add_argument("--packs-per-step", type=int, help="packs in a step, of all processes together")
     parser.add_argument("--checkpoint-activations", action="store_true", help="less memory: compute each layer twice")
     parser.add_argument("--validation", type=float, help="share of the recordings' groups held out to choose the best checkpoint")

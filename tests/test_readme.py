@@ -42,7 +42,7 @@ def test_python_examples_run_one_after_the_other(tmp_path, capsys):
 def test_every_flag_of_the_readme_exists():
     shown = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", README))
     known = {"--help", "--nproc-per-node"}  # the second is torchrun's
-    for door in ("harkd.generate", "harkd.train", "harkd.eval", "harkd.homes", "harkd.recognize", "tools.make_checkpoint", "tools.robustness"):
+    for door in ("harkd.generate", "harkd.train", "harkd.eval", "harkd.homes", "harkd.recognize", "tools.demonstration", "tools.pretrain_nano", "tools.robustness"):
         text = subprocess.run([sys.executable, "-m", door, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         known |= set(re.findall(r"--[a-z][a-z-]+", text))
     assert shown and shown <= known, shown - known

@@ -14,7 +14,7 @@ from harkd.distill.examples import true_answer
 from harkd.errors import UserError
 from harkd.homes.dataset import read
 from harkd.homes.prompt import prompt, system_message, user_message
-from harkd.homes.simulated import DAYS, house, reasoning
+from harkd.homes.simulated import DAYS, DAYTIMES, house, reasoning
 from harkd.homes.simulated_world import ACTIVITIES, THINGS
 from harkd.scoring.baselines import SensorLookup
 from harkd.scoring.metrics import score
@@ -151,6 +151,9 @@ def test_the_thought_names_every_event_once():
         labels = true_answer(window)
         if labels is None:
             continue
-        first, *lines = reasoning(window, labels).splitlines()
-        assert re.fullmatch(r"It is (night|morning|midday|afternoon|evening)\.", first)
-        assert lines == [f"{n} {event.sensor}: {label}" for n, (event, label) in enumerate(zip(window.events, labels), 1)]
+        of = {label: activity for activity, label in house("P3").labels.items() if activity != "wake"}
+        plain = [of[label] if event.labels else "unclear" for event, label in zip(window.events, labels)]
+        parts = [next(part for end, part in DAYTIMES if event.time.hour < end) for event in window.events]
+        asked = zip(parts, window.events, plain, labels, strict=True)
+        lines = [f"{n} {part} {event.sensor}: {activity} {label}" for n, (part, event, activity, label) in enumerate(asked, 1)]
+        assert reasoning(window, labels) == "\n".join(lines)

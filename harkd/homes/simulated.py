@@ -137,9 +137,9 @@ def _sensors(
 
 
 def _labels(rng: Random, things: tuple[str, ...]) -> dict[str, str]:
-    """The name of each activity on offer: all that the things allow but for one or two, in an order of the home's own."""
+    """The name of each activity that the things allow, in an order of the home's own."""
     possible = [name for name, activity in ACTIVITIES.items() if _things(activity.scripts) <= set(things) and name != "wake"]
-    offered = rng.sample(possible, len(possible) - rng.randint(1, 2))
+    offered = rng.sample(possible, len(possible))
     blank = rng.choice((" ", " ", "_"))
     labels = {activity: rng.choice(ACTIVITIES[activity].names).replace(" ", blank) for activity in offered}
     return labels | ({"wake": labels["sleep"]} if "sleep" in labels else {})
@@ -236,8 +236,11 @@ def _run(home: House, rng: Random, index: int, resident: str, name: str, clock: 
 
 
 def reasoning(window: Window, labels: Sequence[str]) -> str:
-    """A short thought that leads to `labels`, one per event: the time of day, then each event's sensor and what it belongs to."""
-    hour = window.events[0].time.hour
-    part = next(part for end, part in DAYTIMES if hour < end)
-    lines = (f"{n} {event.sensor}: {label}" for n, (event, label) in enumerate(zip(window.events, labels, strict=True), 1))
-    return "\n".join([f"It is {part}.", *lines])
+    """A short thought that leads to `labels`, a line for each event: the time of day, the sensor, what it belongs to in words that are the
+    same in all homes ("unclear" where nobody caused it), and what this home calls that."""
+    plain = {name: activity for activity, (*_, names, _meaning) in ACTIVITIES.items() for name in names}
+    lines = []
+    for number, (event, label) in enumerate(zip(window.events, labels, strict=True), 1):
+        part = next(part for end, part in DAYTIMES if event.time.hour < end)
+        lines.append(f"{number} {part} {event.sensor}: {plain[label.replace('_', ' ')] if event.labels else 'unclear'} {label}")
+    return "\n".join(lines)

@@ -27,10 +27,7 @@ def resolve(ref: str | Path, patterns: Sequence[str] = MODEL_FILES) -> Path:
     Raises UserError where there is neither.
     """
     if str(ref) in EMBEDDED:
-        folder = Path(__file__).parents[1] / "models" / ref
-        if not folder.is_dir():  # they are being pretrained
-            raise UserError(f"{ref} does not ship with this version of harkd yet: name another model with --model")
-        return folder
+        return Path(__file__).parents[1] / "models" / ref
     folder = Path(os.path.expanduser(ref))  # leaves ~nobody as it is, where Path.expanduser raises
     if folder.is_dir():
         return folder
