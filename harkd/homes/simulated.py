@@ -142,7 +142,7 @@ def _labels(rng: Random, things: tuple[str, ...]) -> dict[str, str]:
     offered = rng.sample(possible, len(possible))
     blank = rng.choice((" ", " ", "_"))
     labels = {activity: rng.choice(ACTIVITIES[activity].names).replace(" ", blank) for activity in offered}
-    return labels | ({"wake": labels["sleep"]} if "sleep" in labels else {})
+    return labels | {"wake": labels["sleep"]}
 
 
 def _things(scripts: tuple[str, ...]) -> set[str]:
