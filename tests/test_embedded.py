@@ -53,7 +53,7 @@ def test_the_doors_run_without_a_model_or_a_home(tmp_path, monkeypatch, capsys):
     traces = last_line(capsys)
     assert traces["model"] == TEACHER and traces["traces"] == 10 and traces["incomplete"] <= 5  # a name it made up
     assert harkd.train.main(["--keep", "all", "--epochs", "1"]) == 0
-    assert 1 <= last_line(capsys)["examples"] + last_line_examples(tmp_path) <= 10
+    assert last_line(capsys)["examples"] + last_line_examples(tmp_path) == 10 - traces["incomplete"] > 0
     assert harkd.eval.main(["--limit", "6"]) == 0
     rows = {row["name"]: row for row in last_line(capsys)["models"]}
     assert list(rows) == [f"{TEACHER} with reasoning", f"{STUDENT} with reasoning", f"{STUDENT} + adapter", "baseline:majority", "baseline:sensor"]

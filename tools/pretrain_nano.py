@@ -105,7 +105,7 @@ class Lesson(NamedTuple):
 
 
 def lesson(home: Home, window: Window, rng: Random) -> Lesson:
-    """The prompt of a window and its true answer, REASONED times in a hundred behind a thought."""
+    """The prompt of a window and its true answer, in a share REASONED behind a thought."""
     labels, thinking = true_answer(window), rng.random() < REASONED
     turn = {"role": "assistant", "content": canonical(labels), "reasoning_content": reasoning(window, labels) if thinking else ""}
     return Lesson(window.id, [*prompt(home, window), turn], thinking)
