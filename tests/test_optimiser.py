@@ -21,17 +21,18 @@ def draw_gradients(named, step):
         parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype) * 10.0 ** (step % 5 - 3)
 
 
-def torch_adamw(named, weight_decay, lr=1e-2):
+def torch_adamw(named, weight_decay, lr=1e-2, beta2=0.999):
     matrices = [p for p in named.values() if p.dim() >= 2]
     others = [p for p in named.values() if p.dim() < 2]
-    return torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}], lr=lr)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_it_equals_torch_over_50_steps(dtype, tolerance, weight_decay):
+@pytest.mark.parametrize(("weight_decay", "others"), [(0.0, {}), (0.3, {}), (0.3, {"beta2": 0.95})])
+def test_it_equals_torch_over_50_steps(dtype, tolerance, weight_decay, others):
     ours, theirs = parameters(dtype), parameters(dtype)
-    optimiser, reference = AdamW(ours, weight_decay), torch_adamw(theirs, weight_decay)
+    optimiser, reference = AdamW(ours, weight_decay, **others), torch_adamw(theirs, weight_decay, **others)
     for step in range(50):
         draw_gradients(ours, step)
         draw_gradients(theirs, step)

@@ -25,7 +25,7 @@ from torch import nn
 from harkd.distill import checkpoint
 from harkd.distill.examples import Examples, digest_into
 from harkd.distill.losses import Objective, accumulate
-from harkd.distill.optimiser import AdamW, learning_rate
+from harkd.distill.optimiser import BETA2, AdamW, learning_rate
 from harkd.distill.packing import Pack, plan
 from harkd.distill.progress import METRICS, Progress, Result, open_metrics
 from harkd.distributed import World
@@ -37,7 +37,10 @@ Rollout = Callable[[Examples, int], Examples]  # (examples, seed) -> the same, w
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How to train. The defaults are for LoRA; a whole model wants a tenth of the learning rate, and a weight decay such as 0.01."""
+    """How to train. The defaults are for LoRA; a whole model wants a tenth of the learning rate, and a weight decay such as 0.01.
+
+    From random weights, `beta2` 0.95: gradients of the first steps are large, and 0.999 would hold later steps small on their account.
+    """
 
     lr: float = 2e-4  # at its peak
     epochs: int = 3
@@ -46,6 +49,7 @@ class LoopSettings:
     seed: int = 0  # of the order of examples
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
+    beta2: float = BETA2  # how long the optimiser remembers the size of gradients
     clip: float = 1.0  # gradients are scaled down to this norm
     eval_every: int = 0  # validate every so many steps, besides at the end of every epoch
     f1_every: int = 0  # the same for the validation by F1
@@ -58,6 +62,8 @@ class LoopSettings:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.lr > 1:
             raise UserError(f"lr must be at most 1, not {self.lr}")
+        if not 0 <= self.beta2 < 1:
+            raise UserError(f"beta2 must be at least 0 and below 1, not {self.beta2}")
         if not 0 <= self.warmup_fraction <= 1:
             raise UserError(f"warmup_fraction must be between 0 and 1, not {self.warmup_fraction}")
 
@@ -77,7 +83,7 @@ def train(
     schedule = _schedule(train_examples, settings)
 
     # 2. Continue what was killed
-    folder, optimiser = Path(folder), AdamW(parameters, settings.weight_decay)
+    folder, optimiser = Path(folder), AdamW(parameters, settings.weight_decay, settings.beta2)
     digest = run_digest(settings, objective, parameters, train_examples, validation_examples)
     result = _resume(folder, digest, parameters, optimiser, world)
     run = Progress(model, optimiser, validation_examples, settings, objective, world, folder, digest, result, f1, log)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 FLOOR = 0.1  # of the peak, where the learning rate ends
 
 
@@ -38,9 +38,9 @@ def learning_rate(step: int, total: int, peak: float, warmup_fraction: float) ->
 class AdamW:
     """The optimiser's state over named parameters, which it updates in place."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], weight_decay: float = 0.0) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], weight_decay: float = 0.0, beta2: float = BETA2) -> None:
         self.parameters = dict(parameters)
-        self.weight_decay = weight_decay
+        self.weight_decay, self.beta2 = weight_decay, beta2
         self.steps = 0
         # the parameter itself where it is wide already, a copy where it is not
         self.master = {name: _wide(parameter.detach()) for name, parameter in self.parameters.items()}
@@ -64,7 +64,7 @@ class AdamW:
     def step(self, lr: float, scale: float = 1.0) -> None:
         """One update with gradients times `scale`."""
         self.steps += 1
-        (b1, b2), t = BETAS, self.steps
+        b1, b2, t = BETA1, self.beta2, self.steps
         for name, parameter in self.parameters.items():
             master, mean, square = self.master[name], self.mean[name], self.square[name]
             gradient = _wide(parameter.grad) * scale
