@@ -1,6 +1,7 @@
 """python -m harkd.train: what is learnt, what is held out, and what is noted."""
 
 import json
+from pathlib import Path
 
 from harkd.eval import main as evaluate
 from harkd.homes.answer import canonical
@@ -84,3 +85,13 @@ def test_the_groups_trained_on_are_noted_and_eval_warns_of_them(truth, model, mi
     told = f"warning: the adapter {tmp_path / 'out'} was trained on 2 of the {groups} groups"
     assert told in outcome(evaluate, *argv, tmp_path / "seen", "--split", "train")[3]
     assert "warning" not in outcome(evaluate, *argv, tmp_path / "new", "--split", "test")[3]
+
+
+def test_what_is_not_asked_for_is_chosen_by_the_model_and_noted(truth, model, tmp_path):
+    """An ordinary model: rank 16, alpha 32, and a rate of 0.2 over its width. Those of the models that ship: test_embedded.py."""
+    plain = [argument for name, argument in zip(truth[::2], truth[1::2]) if name not in ("--lr", "--batch-tokens", "--epochs") for argument in (name, argument)]
+    assert outcome(main, *plain, "--limit", 2, "--validation", 0)[0] == 0
+    asked = json.loads((tmp_path / "out/settings.json").read_text())
+    chosen = {name: asked[name] for name in ("lora_rank", "lora_alpha", "epochs", "batch_tokens", "lr")}
+    width = json.loads((Path(model) / "config.json").read_text())["hidden_size"]
+    assert chosen == {"lora_rank": 16, "lora_alpha": 32.0, "epochs": 3, "batch_tokens": 8192, "lr": 0.2 / width}
