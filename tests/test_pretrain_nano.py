@@ -8,9 +8,10 @@ import torch
 import harkd
 from harkd.homes.answer import parse_answer
 from harkd.homes.dataset import read
+from harkd.homes.prompt import system_message
 from harkd.homes.simulated import house
 from tools import pretrain_nano
-from tools.pretrain_nano import DRILLS, NAMING, SIZES, corpus, drill, lessons, main, make_tokenizer, naming
+from tools.pretrain_nano import NAMES, PARTS, SIZES, corpus, homes, main, make_tokenizer, names, parts
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +30,12 @@ def learnt(tokenizer, example):
 def test_only_the_true_answers_are_learnt(tokenizer):
     thoughts = 0
     for number in range(20):
-        found, dataset = lessons(number, 2), read(f"simulated:P{number}")
+        found, dataset = homes(number, 1), read(f"simulated:P{number}")
         by_id = {window.id: window for window in dataset.windows()}
-        for (about, messages, thinking), example in zip(found, corpus(tokenizer, [found]), strict=True):
-            *_, user, answer = messages
+        for (about, messages, thinking), example in list(zip(found, corpus(tokenizer, [found]), strict=True))[1:]:
+            system, user, answer = messages
             text, events = learnt(tokenizer, example), json.loads(user["content"])
+            assert system["content"] == system_message(dataset.homes[0])
             assert answer["content"] in text and user["content"] not in text and answer["reasoning_content"] in text
             assert bool(answer["reasoning_content"]) == thinking
             thoughts += thinking
@@ -41,39 +43,51 @@ def test_only_the_true_answers_are_learnt(tokenizer):
                 parsed = parse_answer(text, by_id[about], dataset.homes[0].label_names)
                 assert not parsed.causes and len(events) == len(by_id[about].events)
                 assert all(label in event.labels for event, label in zip(by_id[about].events, parsed.labels) if event.labels)
+        assert sum(lesson.about in by_id for lesson in found) == 1 and len(found) == 3
     assert 0.6 < thoughts / 40 < 1
 
 
-def test_the_names_are_what_a_home_calls_each_activity(tokenizer):
+def test_names_are_what_a_home_calls_each_activity_and_their_order_is_not_learnt(tokenizer):
     for number in range(5):
-        home, found = house(f"P{NAMING + number}"), naming(number)
+        home, found = house(f"P{NAMES + number}"), names(number)
         ((_, (system, _, answer), _),), (example,) = found, corpus(tokenizer, [found])
         told = {activity: label for activity, label in home.labels.items() if activity != "wake"}
         assert system["content"] == "\n".join(["# Activities", *(f"- {label}" for label in told.values())])
-        assert sorted(answer["reasoning_content"].splitlines()) == sorted(f"{activity} {label}" for activity, label in told.items())
-        assert answer["reasoning_content"] in learnt(tokenizer, example) and "# Activities" not in learnt(tokenizer, example)
+        lines = answer["reasoning_content"].splitlines()
+        assert sorted(lines) == sorted(f"{activity} {label}" for activity, label in told.items()) and lines != sorted(lines)
+        text = learnt(tokenizer, example)
+        assert "\n".join(["<think>", *(f" {line.partition(' ')[2]}" for line in lines), "</think>"]) in text.replace("\n\n", "\n")
+        assert "# Activities" not in text
 
 
-def test_a_drill_tells_nothing_but_the_labels(tokenizer):
-    for number in range(5):
-        found, (home,) = drill(number), read(f"simulated:P{DRILLS + number}").homes
-        ((_, (system, user, answer), thinking),) = found
-        assert system["content"] == "\n".join(["# Activities", *(f"- {name}" for name in home.label_names)])
-        assert 2 <= len(json.loads(user["content"])) == len(json.loads(answer["content"])) <= 5
+def test_a_part_tells_the_activities_and_some_of_the_rest(tokenizer):
+    seen = []
+    for number in range(20):
+        found, (home,) = parts(number), read(f"simulated:P{PARTS + number}").homes
+        (_, (system, _, named), _), (_, (same, user, answer), thinking) = found
+        whole = system_message(home).split("\n\n")
+        told = system["content"].split("\n\n")
+        activities = [part for part in told if part.startswith("# Activities")]
+        assert same == system and [line[2:].partition(":")[0] for line in activities[0].splitlines()[1:]] == list(home.label_names)
+        assert all(part in whole for part in told if part not in activities)
+        seen.append((len(told), ": " in activities[0], len(json.loads(user["content"]))))
+        assert len(json.loads(user["content"])) == len(json.loads(answer["content"]))
         assert len(answer["reasoning_content"].splitlines()) in ((len(json.loads(answer["content"])),) if thinking else (0,))
+    told, described, events = map(set, zip(*seen))
+    assert len(told) >= 4 and described == {True, False} and events == set(range(2, 7))
 
 
 def test_the_stages_end_in_a_model_that_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretrain_nano, "TOKENIZER_HOMES", 10)
     monkeypatch.setitem(SIZES, "nano-student", (32, 32, 1, 1, 1))
-    arguments = [str(tmp_path), "--names", "12", "--drills", "12", "--homes", "4", "--only", "nano-student"]
+    arguments = [str(tmp_path), "--names", "12", "--parts", "8", "--homes", "8", "--more-homes", "4", "--only", "nano-student"]
     assert main(arguments) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     losses = {record["stage"]: record["validation_loss"] for record in told if "validation_loss" in record}
-    assert list(losses) == ["names", "drills", "homes", "more-homes"] and losses["more-homes"] < losses["names"]
+    assert list(losses) == ["names", "parts", "homes", "more-homes"] and losses["more-homes"] < losses["names"]
     folder = tmp_path / "nano-student-more-homes"
-    model, drilled = harkd.load_model(folder), harkd.load_model(tmp_path / "nano-student-drills")
-    assert model.logits([1, 2, 3]).dtype == torch.float32 and model.config == drilled.config
-    assert any(not torch.equal(one, other) for one, other in zip(model.parameters(), drilled.parameters()))
+    model, before = harkd.load_model(folder), harkd.load_model(tmp_path / "nano-student-parts")
+    assert model.logits([1, 2, 3]).dtype == torch.float32 and model.config == before.config
+    assert any(not torch.equal(one, other) for one, other in zip(model.parameters(), before.parameters()))
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert main(arguments) == 0 and (folder / "model.safetensors").stat().st_mtime_ns == written and not capsys.readouterr().out

@@ -4,11 +4,13 @@
 
 1. A byte-level BPE tokenizer with Qwen3's split and special tokens, from the prompts and answers of the first homes of family P, which
    have few words, and from MARBLE's prompt and the text of the licence, so that other homes' words do not fall to pieces.
-2. Names: --names homes of P of which a prompt tells only what their activities are called; the thought says it of each activity, in any
-   order. It is here that a model learns to look a name up in a list, which it hardly learns from events.
-3. Drills: --drills other homes of which a prompt tells no more, and two to five events from all over a day.
-4. Homes: the whole prompts of --homes others with --windows windows each, and then of as many more: the learning rate rises once again.
-   These have true answers, most of them behind a thought made from the truth; the loss is on answers alone.
+2. Names: prompts that tell nothing but what --names homes of P call their activities; the thought says it of each, in an order of chance,
+   which is not learnt. It is here that a model learns to look a name up in a list, which it hardly learns from events.
+3. Parts: --parts other homes, of whose prompts every part but the activities is there by chance; names once more, and a few events from
+   all over a day. So the look-up learns to pass over everything else.
+4. Homes: whole prompts of --homes others: names, events from all over a day, and --windows windows as they are; then those of
+   --more-homes others: the learning rate rises once again.
+   Answers are true, most of them behind a thought made from the truth; the loss is on answers alone.
 5. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, on each home once. The learning rate at
    its peak is --lr over the model's width.
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -40,11 +43,11 @@ from harkd.homes.dataset import Dataset, read
 from harkd.homes.events import Home, Recording, Window
 from harkd.homes.prompt import prompt, system_message
 from harkd.homes.readers import marble_home
-from harkd.homes.simulated import house, reasoning
+from harkd.homes.simulated import House, house, reasoning
 from harkd.homes.simulated_world import MOTION_NAMES
 from harkd.qwen3.config import Qwen3Config
 from harkd.qwen3.model import Qwen3, initialise
-from harkd.qwen3.tokenizer import Tokenizer, load_tokenizer, render_example
+from harkd.qwen3.tokenizer import Example, Tokenizer, load_tokenizer, render_example
 from harkd.qwen3.weights import load_model, save_model
 
 # Qwen3's split into words: contractions, words, single digits, punctuation, line ends, blanks
@@ -53,11 +56,13 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINK = ("<think>", "</think>")  # ordinary added tokens in Qwen3: skipping special tokens keeps them
 VOCABULARY = 2048
 SIZES = {  # hidden, intermediate, layers, heads, key/value heads
-    "nano-teacher": (192, 512, 4, 4, 4),
-    "nano-student": (64, 160, 2, 2, 2),
+    "nano-teacher": (160, 416, 3, 2, 2),
+    "nano-student": (32, 80, 2, 2, 2),
 }
-TOKENIZER_HOMES, HELD_OUT, NAMING, DRILLS = 300, 10**6, 10**7, 2 * 10**7  # how many, and the first number of the others
+TOKENIZER_HOMES, HELD_OUT, NAMES, PARTS = 300, 10**6, 10**7, 2 * 10**7  # how many, and the first number of the others
+TOLD = 0.25  # chance of a part of a prompt to be told, where not all are
 REASONED = 0.875  # share of the answers that stand behind a thought
+NAMED = "names"  # what such a lesson is about
 LICENCE = Path(__file__).parents[1] / "LICENSE"
 
 
@@ -104,44 +109,54 @@ class Lesson(NamedTuple):
     thinking: bool
 
 
-def lesson(home: Home, window: Window, rng: Random) -> Lesson:
-    """The prompt of a window and its true answer, in a share REASONED behind a thought."""
+def lesson(home: Home, window: Window, rng: Random, share: float = 1) -> Lesson:
+    """The prompt of a window, or a share of it, and its true answer, in a share REASONED behind a thought."""
     labels, thinking = true_answer(window), rng.random() < REASONED
     turn = {"role": "assistant", "content": canonical(labels), "reasoning_content": reasoning(window, labels) if thinking else ""}
-    return Lesson(window.id, [*prompt(home, window), turn], thinking)
+    system, user = prompt(home, window)
+    return Lesson(window.id, [part_of(system, rng, share), user, turn], thinking)
 
 
-def naming(number: int) -> list[Lesson]:
-    """A home of P of which the prompt tells nothing but its labels: what it calls each activity, in any order."""
-    rng, home = Random(f"drill {number}"), house(f"P{NAMING + number}")
-    named = [(activity, label) for activity, label in home.labels.items() if activity != "wake"]
+def part_of(system: dict[str, str], rng: Random, share: float) -> dict[str, str]:
+    """A home's message of which everything but the names of its activities is left out with probability 1 - `share`."""
+    parts = system["content"].split("\n\n")
+    kept = [part for part in parts if part.startswith("# Activities\n") or rng.random() < share]
+    if rng.random() >= share:  # what the activities mean
+        kept = [re.sub("(?m)^(- [^:\n]*): .*", r"\1", part) if part.startswith("# Activities\n") else part for part in kept]
+    return {**system, "content": "\n\n".join(kept)}
+
+
+def naming(drawn: House, rng: Random, share: float) -> Lesson:
+    """What a home, told of in part, calls each of its activities, in any order."""
+    named = [(activity, label) for activity, label in drawn.labels.items() if activity != "wake"]
     thought = "\n".join(f"{activity} {label}" for activity, label in rng.sample(named, len(named)))
+    system = part_of({"role": "system", "content": system_message(drawn.home)}, rng, share)
     question, answer = {"role": "user", "content": "[]"}, {"role": "assistant", "content": "[]", "reasoning_content": thought}
-    return [Lesson(home.name, [_labels_alone(home.home), question, answer], True)]
+    return Lesson(NAMED, [system, question, answer], True)
 
 
-def drill(number: int) -> list[Lesson]:
-    """A few events from all over a day, most of them early, in a home of P of which the prompt tells nothing but its labels."""
-    rng = Random(f"drill {number}")
-    dataset = read(f"simulated:P{DRILLS + number}")
+def names(number: int) -> list[Lesson]:
+    """The names of a home of P, and nothing else of it."""
+    return [naming(house(f"P{NAMES + number}"), Random(f"names {number}"), 0)]
+
+
+def parts(number: int) -> list[Lesson]:
+    """A home of P told of in part: its names, and two to six events from all over a day."""
+    rng, name = Random(f"parts {number}"), f"P{PARTS + number}"
+    named, dataset = naming(house(name), rng, TOLD), read(f"simulated:{name}")
     window = scattered(rng.choice(list(dataset.recordings())), rng)
-    asked = lesson(dataset.homes[0], replace(window, events=window.events[: rng.randint(2, 5)]), rng)
-    return [asked._replace(messages=[_labels_alone(dataset.homes[0]), *asked.messages[1:]])]
+    asked = lesson(dataset.homes[0], replace(window, events=window.events[: rng.randint(2, 6)]), rng)
+    return [named, asked._replace(messages=[named.messages[0], *asked.messages[1:]])]
 
 
-def _labels_alone(home: Home) -> dict[str, str]:
-    return {"role": "system", "content": "\n".join(["# Activities", *(f"- {label.name}" for label in home.labels)])}
-
-
-def lessons(number: int, windows: int, mixed: int = 0) -> list[Lesson]:
-    """Windows of home P`number`, drawn from two of its days; the first `mixed` of them, up to two, are scattered events instead."""
-    rng = Random(f"lessons {number}")
-    dataset = read(f"simulated:P{number}")
-    home, days = dataset.homes[0], rng.sample(list(dataset.recordings()), 2)
-    found = [window for day in days for window in Dataset(dataset.name, dataset.homes, (day,)).windows() if true_answer(window)]
-    drawn = rng.sample(found, min(windows, len(found)))
-    drawn[:mixed] = [scattered(day, rng) for day in days[:mixed]]
-    return [lesson(home, window, rng) for window in drawn]
+def homes(number: int, windows: int) -> list[Lesson]:
+    """Home P`number` told of in whole: its names, events from all over a day, and `windows` windows of another day."""
+    rng, name = Random(f"homes {number}"), f"P{number}"
+    dataset = read(f"simulated:{name}")
+    home, (one, other) = dataset.homes[0], rng.sample(list(dataset.recordings()), 2)
+    found = [window for window in Dataset(dataset.name, dataset.homes, (other,)).windows() if true_answer(window)]
+    drawn = [scattered(one, rng), *rng.sample(found, min(windows, len(found)))]
+    return [naming(house(name), rng, 1), *(lesson(home, window, rng) for window in drawn)]
 
 
 def corpus(tokenizer: Tokenizer, homes: Iterable[list[Lesson]]) -> list[TrainingExample]:
@@ -149,39 +164,50 @@ def corpus(tokenizer: Tokenizer, homes: Iterable[list[Lesson]]) -> list[Training
     examples = []
     for found in homes:
         rendered = [render_example(tokenizer, lesson.messages, thinking=lesson.thinking) for lesson in found]
-        examples += [TrainingExample(rendered[0].prefix, one.ids, one.mask, lesson.about) for one, lesson in zip(rendered, found)]
+        masks = [without_order(tokenizer, one) if lesson.about == NAMED else one.mask for one, lesson in zip(rendered, found)]
+        examples += [TrainingExample(rendered[0].prefix, one.ids, mask, lesson.about) for one, mask, lesson in zip(rendered, masks, found)]
     return examples
+
+
+def without_order(tokenizer: Tokenizer, example: Example) -> list[bool]:
+    """The mask of a naming, less the words that begin its lines: what has no reason cannot be learnt, and drowns what has."""
+    mask, begins = [], False  # whether a token is of a line's first word
+    for id, counts in zip(example.ids, example.mask):
+        text = tokenizer.decode([id])
+        begins = begins and text[0] not in " <"
+        mask.append(counts and not begins)
+        begins = begins or text.endswith("\n")
+    return mask
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--names", type=int, default=6000)
-    parser.add_argument("--drills", type=int, default=5000)
-    parser.add_argument("--homes", type=int, default=1600)
-    parser.add_argument("--windows", type=int, default=2, help="of a home")
-    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--names", type=int, default=3000)
+    parser.add_argument("--parts", type=int, default=4000)
+    parser.add_argument("--homes", type=int, default=3200)
+    parser.add_argument("--more-homes", type=int, default=2600)
+    parser.add_argument("--windows", type=int, default=3, help="of a home, beside one of events from all over a day")
     parser.add_argument("--lr", type=float, default=0.192, help="times the width of the model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=SIZES)
     args = parser.parse_args(argv)
 
     tokenizer = make_tokenizer(args.out / "tokenizer")
-    some = partial(lessons, windows=args.windows)
-    of = {  # each stage's lessons of a home, which homes, and how many others to validate on
-        "names": (naming, range(args.names), 60), "drills": (drill, range(args.drills), 60),
-        "homes": (some, range(args.homes), 12), "more-homes": (some, range(args.homes, 2 * args.homes), 12),
+    some = partial(homes, windows=args.windows)
+    of = {  # each stage: the lessons of a home, which homes, how many others to validate on, tokens in a pack
+        "names": (names, range(args.names), 60, 1024), "parts": (parts, range(args.parts), 60, 1536),
+        "homes": (some, range(args.homes), 20, 3584), "more-homes": (some, range(args.homes, args.homes + args.more_homes), 20, 3584),
     }  # fmt: skip
 
-    def examples(stage: str) -> tuple[list[TrainingExample], list[TrainingExample]]:
-        """What to learn and what to validate on."""
-        made, homes, others = of[stage]
-        return corpus(tokenizer, map(made, homes)), corpus(tokenizer, map(made, range(HELD_OUT, HELD_OUT + others)))
+    def examples(stage: str) -> tuple[list[TrainingExample], list[TrainingExample], int]:
+        """What to learn, what to validate on, and how many tokens are in a pack."""
+        made, learnt, others, batch_tokens = of[stage]
+        return corpus(tokenizer, map(made, learnt)), corpus(tokenizer, map(made, range(HELD_OUT, HELD_OUT + others))), batch_tokens
 
     settings = LoopSettings(
-        lr=args.lr, epochs=1, batch_tokens=args.batch_tokens, seed=args.seed, weight_decay=0.01, warmup_fraction=0.03,
-        eval_every=200, save_every=100,
-    )  # fmt: skip
+        lr=args.lr, epochs=1, seed=args.seed, weight_decay=0.01, beta2=0.95, warmup_fraction=0.03, eval_every=200, save_every=100
+    )
     for name in SIZES:
         if args.only in (None, name):
             pretrain(name, tokenizer.vocab_size, of, examples, settings, args.out)
@@ -190,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_tokenizer(folder: Path) -> Tokenizer:
     """Train, write and load the models' tokenizer."""
-    messages = [message for number in range(TOKENIZER_HOMES) for lesson in lessons(number, 2, mixed=1) for message in lesson.messages]
+    messages = [message for number in range(TOKENIZER_HOMES) for lesson in homes(number, 1)[1:] for message in lesson.messages]
     texts = [message[part] for message in messages for part in ("content", "reasoning_content") if part in message]
     texts += [system_message(marble_home.home(True, True)), LICENCE.read_text(encoding="utf-8")]
     save_tokenizer(train_tokenizer(texts, VOCABULARY), folder)
@@ -198,7 +224,7 @@ def make_tokenizer(folder: Path) -> Tokenizer:
 
 
 def pretrain(
-    name: str, vocab_size: int, stages: Iterable[str], examples: Callable[[str], tuple[list[TrainingExample], list[TrainingExample]]],
+    name: str, vocab_size: int, stages: Iterable[str], examples: Callable[[str], tuple[list[TrainingExample], list[TrainingExample], int]],
     settings: LoopSettings, out: Path,
 ) -> None:  # fmt: skip
     """Train one of SIZES from random weights in stages, each of which begins with what the one before wrote to `out`/NAME-STAGE."""
@@ -209,8 +235,9 @@ def pretrain(
     for stage in stages:
         folder = out / f"{name}-{stage}"
         if not (folder / "config.json").exists():  # written last
+            *lessons, batch_tokens = examples(stage)
             result = train(
-                model, dict(model.named_parameters()), *examples(stage), settings, out / f"{folder.name}-run",
+                model, dict(model.named_parameters()), *lessons, replace(settings, batch_tokens=batch_tokens), out / f"{folder.name}-run",
                 log=partial(log, name, stage),
             )  # fmt: skip
             print(f"{name}, {stage}: {result}", file=sys.stderr)
