@@ -47,14 +47,14 @@ class TrainSettings:
     beta: float = 0.5
     teacher_temperature: float = 1.0
     on_policy_fraction: float = 0.5
-    lora_rank: int | None = None  # of these two, epochs and batch_tokens, what is not asked for is chosen by the model, see train.py
+    lora_rank: int | None = None  # these two, epochs, batch_tokens and validation: where not asked for, the model decides, see train.py
     lora_alpha: float | None = None
     target_modules: tuple[str, ...] = PROJECTIONS
     lr: float | None = None  # 0.2 / the width of the model: 2e-4 at 0.6B
     epochs: int | None = None
     batch_tokens: int | None = None
     packs_per_step: int = 1
-    validation: float = 0.1
+    validation: float | None = None
     validate_f1: int = 0
     patience: int = 0
     max_new_tokens: int | None = None

@@ -90,8 +90,8 @@ def test_the_groups_trained_on_are_noted_and_eval_warns_of_them(truth, model, mi
 def test_what_is_not_asked_for_is_chosen_by_the_model_and_noted(truth, model, tmp_path):
     """An ordinary model: rank 16, alpha 32, and a rate of 0.2 over its width. Those of the models that ship: test_embedded.py."""
     plain = [argument for name, argument in zip(truth[::2], truth[1::2]) if name not in ("--lr", "--batch-tokens", "--epochs") for argument in (name, argument)]
-    assert outcome(main, *plain, "--limit", 2, "--validation", 0)[0] == 0
+    assert outcome(main, *plain, "--limit", 2)[0] == 0
     asked = json.loads((tmp_path / "out/settings.json").read_text())
-    chosen = {name: asked[name] for name in ("lora_rank", "lora_alpha", "epochs", "batch_tokens", "lr")}
+    chosen = {name: asked[name] for name in ("lora_rank", "lora_alpha", "epochs", "batch_tokens", "validation", "lr")}
     width = json.loads((Path(model) / "config.json").read_text())["hidden_size"]
-    assert chosen == {"lora_rank": 16, "lora_alpha": 32.0, "epochs": 3, "batch_tokens": 8192, "lr": 0.2 / width}
+    assert chosen == {"lora_rank": 16, "lora_alpha": 32.0, "epochs": 3, "batch_tokens": 8192, "validation": 0.1, "lr": 0.2 / width}

@@ -55,7 +55,7 @@ def test_the_doors_run_without_a_model_or_a_home(tmp_path, monkeypatch, capsys):
     assert harkd.train.main(["--keep", "all", "--epochs", "1"]) == 0
     assert last_line(capsys)["examples"] + last_line_examples(tmp_path) == 10 - traces["incomplete"] > 0
     asked = json.loads((tmp_path / "runs/default/adapter/settings.json").read_text())
-    assert [asked[name] for name in ("lora_rank", "lora_alpha", "epochs", "batch_tokens")] == [64, 64.0, 1, 4096]
+    assert [asked[name] for name in ("lora_rank", "lora_alpha", "epochs", "batch_tokens", "validation")] == [64, 64.0, 1, 4096, 0.0]
     assert harkd.eval.main(["--limit", "6"]) == 0
     rows = {row["name"]: row for row in last_line(capsys)["models"]}
     assert list(rows) == [f"{TEACHER} with reasoning", f"{STUDENT} with reasoning", f"{STUDENT} + adapter", "baseline:majority", "baseline:sensor"]

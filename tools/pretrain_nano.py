@@ -1,6 +1,6 @@
 """Pretrain nano-teacher and nano-student on simulated homes: the same recipe, corpus and number of tokens, and only the size differs.
 
-    python -m tools.pretrain_nano runs/nano            (50 minutes on one core; the same command goes on where it was stopped)
+    python -m tools.pretrain_nano runs/nano            (70 minutes on one core; the same command goes on where it was stopped)
 
 1. A byte-level BPE tokenizer with Qwen3's split and special tokens, from the prompts and answers of the first homes of family P, which
    have few words, and from MARBLE's prompt and the text of the licence, so that other homes' words do not fall to pieces.
@@ -9,8 +9,8 @@
 3. Parts: --parts other homes, of whose prompts every part but the activities is there by chance; names once more, and a few events from
    all over a day. So the look-up learns to pass over everything else.
 4. Homes: whole prompts of --homes others: names, events from all over a day, and --windows windows as they are; then those of
-   --more-homes others: the learning rate rises once again.
-   Answers are true, most of them behind a thought made from the truth; the loss is on answers alone.
+   --more-homes others: the learning rate rises once again. Answers are true, most of them behind a thought made from the truth, and
+   alone in the loss.
 5. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, on each home once. The learning rate at
    its peak is --lr over the model's width.
 
