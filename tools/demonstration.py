@@ -129,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
     write_json(args.out / f"{made.__name__}.json", {"seeds": args.seeds, "rows": result, "by_seed": found})
     teacher, sensor = (result[row]["D"]["median"] for row in ("teacher", "baseline:sensor"))
     ratios = {"teacher_f1": teacher, "teacher_minus_sensor": teacher - sensor}
-    ratios |= {f"{row} / teacher": result[row]["D"]["median"] / teacher for row in first["seconds"]}
+    of_teacher = {row: [found[seed]["D"][row] / found[seed]["D"]["teacher"] for seed in args.seeds] for row in first["seconds"]}
+    ratios |= {f"{row} / teacher": statistics.median(of_home) for row, of_home in of_teacher.items()}  # the median home's
     print(json.dumps({"ratios": ratios}))
     return 0
 
