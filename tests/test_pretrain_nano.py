@@ -32,7 +32,7 @@ def test_only_the_true_answers_are_learnt(tokenizer):
     for number in range(20):
         found, dataset = homes(number, 1), read(f"simulated:P{number}")
         by_id = {window.id: window for window in dataset.windows()}
-        for (about, messages, thinking), example in list(zip(found, corpus(tokenizer, [found]), strict=True))[1:]:
+        for (about, messages, thinking, _), example in list(zip(found, corpus(tokenizer, [found]), strict=True))[1:]:
             system, user, answer = messages
             text, events = learnt(tokenizer, example), json.loads(user["content"])
             assert system["content"] == system_message(dataset.homes[0])
@@ -50,7 +50,7 @@ def test_only_the_true_answers_are_learnt(tokenizer):
 def test_names_are_what_a_home_calls_each_activity_and_their_order_is_not_learnt(tokenizer):
     for number in range(5):
         home, found = house(f"P{NAMES + number}"), names(number)
-        ((_, (system, _, answer), _),), (example,) = found, corpus(tokenizer, [found])
+        ((_, (system, _, answer), *_),), (example,) = found, corpus(tokenizer, [found])
         told = {activity: label for activity, label in home.labels.items() if activity != "wake"}
         assert system["content"] == "\n".join(["# Activities", *(f"- {label}" for label in told.values())])
         lines = answer["reasoning_content"].splitlines()
@@ -64,7 +64,7 @@ def test_a_part_tells_the_activities_and_some_of_the_rest(tokenizer):
     seen = []
     for number in range(20):
         found, (home,) = parts(number), read(f"simulated:P{PARTS + number}").homes
-        (_, (system, _, named), _), (_, (same, user, answer), thinking) = found
+        (_, (system, _, named), *_), (_, (same, user, answer), thinking, _) = found
         whole = system_message(home).split("\n\n")
         told = system["content"].split("\n\n")
         activities = [part for part in told if part.startswith("# Activities")]
@@ -80,12 +80,12 @@ def test_a_part_tells_the_activities_and_some_of_the_rest(tokenizer):
 def test_the_stages_end_in_a_model_that_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretrain_nano, "TOKENIZER_HOMES", 10)
     monkeypatch.setitem(SIZES, "nano-student", (32, 32, 1, 1, 1))
-    arguments = [str(tmp_path), "--names", "12", "--parts", "8", "--homes", "8", "--more-homes", "4", "--only", "nano-student"]
+    arguments = [str(tmp_path), "--names", "12", "--parts", "8", "--homes", "12", "--only", "nano-student"]
     assert main(arguments) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     losses = {record["stage"]: record["validation_loss"] for record in told if "validation_loss" in record}
-    assert list(losses) == ["names", "parts", "homes", "more-homes"] and losses["more-homes"] < losses["names"]
-    folder = tmp_path / "nano-student-more-homes"
+    assert list(losses) == ["names", "parts", "homes"] and losses["homes"] < losses["names"]
+    folder = tmp_path / "nano-student-homes"
     model, before = harkd.load_model(folder), harkd.load_model(tmp_path / "nano-student-parts")
     assert model.logits([1, 2, 3]).dtype == torch.float32 and model.config == before.config
     assert any(not torch.equal(one, other) for one, other in zip(model.parameters(), before.parameters()))

@@ -1,6 +1,6 @@
 """Pretrain nano-teacher and nano-student on simulated homes: the same recipe, corpus and number of tokens, and only the size differs.
 
-    python -m tools.pretrain_nano runs/nano            (70 minutes on one core; the same command goes on where it was stopped)
+    python -m tools.pretrain_nano runs/nano            (80 minutes on one core; the same command goes on where it was stopped)
 
 1. A byte-level BPE tokenizer with Qwen3's split and special tokens, from the prompts and answers of the first homes of family P, which
    have few words, and from MARBLE's prompt and the text of the licence, so that other homes' words do not fall to pieces.
@@ -8,9 +8,8 @@
    which is not learnt. It is here that a model learns to look a name up in a list, which it hardly learns from events.
 3. Parts: --parts other homes, of whose prompts every part but the activities is there by chance; names once more, and a few events from
    all over a day. So the look-up learns to pass over everything else.
-4. Homes: whole prompts of --homes others: names, events from all over a day, and --windows windows as they are; then those of
-   --more-homes others: the learning rate rises once again. Answers are true, most of them behind a thought made from the truth, and
-   alone in the loss.
+4. Homes: whole prompts of --homes others: names, events from all over a day, and --windows windows as they are. Answers are true, most
+   of them behind a thought made from the truth, and alone in the loss.
 5. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, on each home once. The learning rate at
    its peak is --lr over the model's width.
 
@@ -22,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -39,12 +37,12 @@ from harkd.distill.examples import TrainingExample, true_answer
 from harkd.distill.loop import LoopSettings, train
 from harkd.files import read_json, write_json
 from harkd.homes.answer import canonical
-from harkd.homes.dataset import Dataset, read
-from harkd.homes.events import Home, Recording, Window
-from harkd.homes.prompt import prompt, system_message
+from harkd.homes.events import Home, Label, Recording, Window
+from harkd.homes.prompt import joined, sections, system_message, user_message
 from harkd.homes.readers import marble_home
-from harkd.homes.simulated import House, house, reasoning
+from harkd.homes.simulated import House, house, reasoning, recordings
 from harkd.homes.simulated_world import MOTION_NAMES
+from harkd.homes.windows import windows
 from harkd.qwen3.config import Qwen3Config
 from harkd.qwen3.model import Qwen3, initialise
 from harkd.qwen3.tokenizer import Example, Tokenizer, load_tokenizer, render_example
@@ -57,12 +55,11 @@ THINK = ("<think>", "</think>")  # ordinary added tokens in Qwen3: skipping spec
 VOCABULARY = 2048
 SIZES = {  # hidden, intermediate, layers, heads, key/value heads
     "nano-teacher": (160, 416, 3, 2, 2),
-    "nano-student": (32, 80, 2, 2, 2),
+    "nano-student": (24, 64, 2, 2, 2),
 }
 TOKENIZER_HOMES, HELD_OUT, NAMES, PARTS = 300, 10**6, 10**7, 2 * 10**7  # how many, and the first number of the others
 TOLD = 0.25  # chance of a part of a prompt to be told, where not all are
 REASONED = 0.875  # share of the answers that stand behind a thought
-NAMED = "names"  # what such a lesson is about
 LICENCE = Path(__file__).parents[1] / "LICENSE"
 
 
@@ -102,61 +99,57 @@ def scattered(day: Recording, rng: Random) -> Window:
 
 
 class Lesson(NamedTuple):
-    """A conversation about a window, or about a home, that ends with the true answer, with reasoning or without."""
+    """A conversation about a home that ends with the true answer, with reasoning or without."""
 
     about: str
     messages: list[dict[str, str]]
     thinking: bool
+    by_chance: bool = False  # whether the lines of the thought come in an order that nothing tells
 
 
-def lesson(home: Home, window: Window, rng: Random, share: float = 1) -> Lesson:
-    """The prompt of a window, or a share of it, and its true answer, in a share REASONED behind a thought."""
+def system_part(home: Home, rng: Random, share: float) -> str:
+    """A home's system message, of which everything but the names of its activities is left out with probability 1 - `share`."""
+    if rng.random() >= share:
+        home = replace(home, labels=tuple(Label(label.name) for label in home.labels))
+    return joined(part for part in sections(home) if part[0] == "Activities" or rng.random() < share)
+
+
+def lesson(system: str, window: Window, rng: Random) -> Lesson:
+    """A window behind that system message, and its true answer, in a share REASONED behind a thought."""
     labels, thinking = true_answer(window), rng.random() < REASONED
     turn = {"role": "assistant", "content": canonical(labels), "reasoning_content": reasoning(window, labels) if thinking else ""}
-    system, user = prompt(home, window)
-    return Lesson(window.id, [part_of(system, rng, share), user, turn], thinking)
+    return Lesson(window.id, [{"role": "system", "content": system}, {"role": "user", "content": user_message(window)}, turn], thinking)
 
 
-def part_of(system: dict[str, str], rng: Random, share: float) -> dict[str, str]:
-    """A home's message of which everything but the names of its activities is left out with probability 1 - `share`."""
-    parts = system["content"].split("\n\n")
-    kept = [part for part in parts if part.startswith("# Activities\n") or rng.random() < share]
-    if rng.random() >= share:  # what the activities mean
-        kept = [re.sub("(?m)^(- [^:\n]*): .*", r"\1", part) if part.startswith("# Activities\n") else part for part in kept]
-    return {**system, "content": "\n\n".join(kept)}
-
-
-def naming(drawn: House, rng: Random, share: float) -> Lesson:
-    """What a home, told of in part, calls each of its activities, in any order."""
+def naming(drawn: House, system: str, rng: Random) -> Lesson:
+    """What a home calls each of its activities, in any order."""
     named = [(activity, label) for activity, label in drawn.labels.items() if activity != "wake"]
     thought = "\n".join(f"{activity} {label}" for activity, label in rng.sample(named, len(named)))
-    system = part_of({"role": "system", "content": system_message(drawn.home)}, rng, share)
     question, answer = {"role": "user", "content": "[]"}, {"role": "assistant", "content": "[]", "reasoning_content": thought}
-    return Lesson(NAMED, [system, question, answer], True)
+    return Lesson(drawn.name, [{"role": "system", "content": system}, question, answer], True, by_chance=True)
 
 
 def names(number: int) -> list[Lesson]:
     """The names of a home of P, and nothing else of it."""
-    return [naming(house(f"P{NAMES + number}"), Random(f"names {number}"), 0)]
+    drawn, rng = house(f"P{NAMES + number}"), Random(f"names {number}")
+    return [naming(drawn, system_part(drawn.home, rng, 0), rng)]
 
 
 def parts(number: int) -> list[Lesson]:
     """A home of P told of in part: its names, and two to six events from all over a day."""
-    rng, name = Random(f"parts {number}"), f"P{PARTS + number}"
-    named, dataset = naming(house(name), rng, TOLD), read(f"simulated:{name}")
-    window = scattered(rng.choice(list(dataset.recordings())), rng)
-    asked = lesson(dataset.homes[0], replace(window, events=window.events[: rng.randint(2, 6)]), rng)
-    return [named, asked._replace(messages=[named.messages[0], *asked.messages[1:]])]
+    drawn, rng = house(f"P{PARTS + number}"), Random(f"parts {number}")
+    system, window = system_part(drawn.home, rng, TOLD), scattered(rng.choice(recordings(drawn)), rng)
+    few = replace(window, events=window.events[: rng.randint(2, 6)])
+    return [naming(drawn, system, rng), lesson(system, few, rng)]
 
 
-def homes(number: int, windows: int) -> list[Lesson]:
-    """Home P`number` told of in whole: its names, events from all over a day, and `windows` windows of another day."""
-    rng, name = Random(f"homes {number}"), f"P{number}"
-    dataset = read(f"simulated:{name}")
-    home, (one, other) = dataset.homes[0], rng.sample(list(dataset.recordings()), 2)
-    found = [window for window in Dataset(dataset.name, dataset.homes, (other,)).windows() if true_answer(window)]
-    drawn = [scattered(one, rng), *rng.sample(found, min(windows, len(found)))]
-    return [naming(house(name), rng, 1), *(lesson(home, window, rng) for window in drawn)]
+def homes(number: int, count: int) -> list[Lesson]:
+    """Home P`number` told of in whole: its names, events from all over a day, and `count` windows of another day."""
+    drawn, rng = house(f"P{number}"), Random(f"homes {number}")
+    system, (one, other) = system_message(drawn.home), rng.sample(recordings(drawn), 2)
+    found = [window for window in windows(other) if true_answer(window)]
+    asked = [scattered(one, rng), *rng.sample(found, min(count, len(found)))]
+    return [naming(drawn, system, rng), *(lesson(system, window, rng) for window in asked)]
 
 
 def corpus(tokenizer: Tokenizer, homes: Iterable[list[Lesson]]) -> list[TrainingExample]:
@@ -164,7 +157,7 @@ def corpus(tokenizer: Tokenizer, homes: Iterable[list[Lesson]]) -> list[Training
     examples = []
     for found in homes:
         rendered = [render_example(tokenizer, lesson.messages, thinking=lesson.thinking) for lesson in found]
-        masks = [without_order(tokenizer, one) if lesson.about == NAMED else one.mask for one, lesson in zip(rendered, found)]
+        masks = [without_order(tokenizer, one) if lesson.by_chance else one.mask for one, lesson in zip(rendered, found)]
         examples += [TrainingExample(rendered[0].prefix, one.ids, mask, lesson.about) for one, mask, lesson in zip(rendered, masks, found)]
     return examples
 
@@ -185,8 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--names", type=int, default=3000)
     parser.add_argument("--parts", type=int, default=4000)
-    parser.add_argument("--homes", type=int, default=3200)
-    parser.add_argument("--more-homes", type=int, default=2600)
+    parser.add_argument("--homes", type=int, default=7000)
     parser.add_argument("--windows", type=int, default=3, help="of a home, beside one of events from all over a day")
     parser.add_argument("--lr", type=float, default=0.192, help="times the width of the model")
     parser.add_argument("--seed", type=int, default=0)
@@ -194,16 +186,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     tokenizer = make_tokenizer(args.out / "tokenizer")
-    some = partial(homes, windows=args.windows)
-    of = {  # each stage: the lessons of a home, which homes, how many others to validate on, tokens in a pack
-        "names": (names, range(args.names), 60, 1024), "parts": (parts, range(args.parts), 60, 1536),
-        "homes": (some, range(args.homes), 20, 3584), "more-homes": (some, range(args.homes, args.homes + args.more_homes), 20, 3584),
-    }  # fmt: skip
+    of = {  # each stage: the lessons of a home, how many homes, how many others to validate on, tokens in a pack
+        "names": (names, args.names, 60, 1024),
+        "parts": (parts, args.parts, 60, 1536),
+        "homes": (partial(homes, count=args.windows), args.homes, 20, 3584),
+    }
 
     def examples(stage: str) -> tuple[list[TrainingExample], list[TrainingExample], int]:
         """What to learn, what to validate on, and how many tokens are in a pack."""
-        made, learnt, others, batch_tokens = of[stage]
-        return corpus(tokenizer, map(made, learnt)), corpus(tokenizer, map(made, range(HELD_OUT, HELD_OUT + others))), batch_tokens
+        made, count, others, batch_tokens = of[stage]
+        return corpus(tokenizer, map(made, range(count))), corpus(tokenizer, map(made, range(HELD_OUT, HELD_OUT + others))), batch_tokens
 
     settings = LoopSettings(
         lr=args.lr, epochs=1, seed=args.seed, weight_decay=0.01, beta2=0.95, warmup_fraction=0.03, eval_every=200, save_every=100
@@ -215,7 +207,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_tokenizer(folder: Path) -> Tokenizer:
-    """Train, write and load the models' tokenizer."""
+    """Train, write and load the models' tokenizer, which is there already where the command goes on."""
+    if (folder / "tokenizer_config.json").exists():  # written last
+        return load_tokenizer(folder)
     messages = [message for number in range(TOKENIZER_HOMES) for lesson in homes(number, 1)[1:] for message in lesson.messages]
     texts = [message[part] for message in messages for part in ("content", "reasoning_content") if part in message]
     texts += [system_message(marble_home.home(True, True)), LICENCE.read_text(encoding="utf-8")]

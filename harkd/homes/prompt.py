@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from harkd.errors import UserError
 from harkd.homes.answer import canonical
@@ -42,7 +42,12 @@ _OUTPUT = (
 
 def system_message(home: Home, *, rules: bool = True) -> str:
     """What a model is told of a home. The number of residents is ground truth, and is not told."""
-    sections = [
+    return joined(sections(home, rules=rules))
+
+
+def sections(home: Home, *, rules: bool = True) -> list[tuple[str, str]]:
+    """(title, text) of each part of a system message; the first has no title, and what a home does not have has no text."""
+    return [
         ("", _ROLE),
         ("Rooms, with their sensors and appliances", "\n".join(f"- {room}: {', '.join(sensors)}" for room, sensors in home.rooms)),
         ("Input", _INPUT),
@@ -51,6 +56,10 @@ def system_message(home: Home, *, rules: bool = True) -> str:
         ("Rules for ambiguous events", "\n".join(f"- {rule}" for rule in home.rules) if rules else ""),
         ("Example", _example(home.example) if home.example else ""),
     ]
+
+
+def joined(sections: Iterable[tuple[str, str]]) -> str:
+    """The message that these sections make."""
     return _checked("\n\n".join((f"# {title}\n" if title else "") + text for title, text in sections if text))
 
 

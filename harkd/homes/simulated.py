@@ -74,9 +74,7 @@ class _Act(NamedTuple):
 def read(name: str) -> tuple[tuple[Home, ...], tuple[Recording, ...]]:
     """The home of that name, D0 where it is empty, and DAYS days of it."""
     home = house(name or "D0")
-    days = (f"day{number:02d}" for number in range(1, DAYS + 1))
-    recordings = (Recording(day, home.home, day, home.residents, partial(_events, home, int(day[3:]))) for day in days)
-    return (home.home,), tuple(recordings)
+    return (home.home,), recordings(home)
 
 
 def house(name: str) -> House:
@@ -101,6 +99,12 @@ def house(name: str) -> House:
     example = tuple(event for event in _events(drawn, 0) if event.labels)  # day 0 is no recording
     start = rng.randrange(max(1, len(example) - 4))
     return replace(drawn, home=replace(drawn.home, example=example[start : start + 4]))
+
+
+def recordings(home: House) -> tuple[Recording, ...]:
+    """DAYS days of a home, one recording each."""
+    days = (f"day{number:02d}" for number in range(1, DAYS + 1))
+    return tuple(Recording(day, home.home, day, home.residents, partial(_events, home, int(day[3:]))) for day in days)
 
 
 def _drawn(family: range, draw: Callable[[], Drawn]) -> Drawn:
