@@ -36,13 +36,14 @@ class Machine:
 
 
 def load_generator(model: str, adapter: str | None, dtype: str | None, machine: Machine, group: World | None = None) -> Generator:
-    """The model with its adapter, or this process's part of it, ready to write."""
+    """The model with its adapter merged into it, or this process's part of a model, ready to write."""
     from harkd.qwen3.linear import join
+    from harkd.qwen3.lora import merge
     from harkd.qwen3.tokenizer import load_tokenizer
     from harkd.qwen3.weights import load_model
     from harkd.sampling.generator import Generator
 
-    loaded = join(load_model(model, machine.device, dtype, adapter, group))
+    loaded = join(merge(load_model(model, machine.device, dtype, adapter, group)))
     return Generator(loaded, load_tokenizer(model), machine.batch, machine.cache_tokens)
 
 
