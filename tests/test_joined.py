@@ -12,7 +12,7 @@ from harkd.qwen3.weights import load_model, save_model
 from harkd.recognition import Machine, load_generator
 from harkd.sampling.generator import Generator
 from tests.generator_cases import GREEDY, request
-from tests.test_lora import randomise
+from tests.test_lora import equal, randomise
 from tests.test_weights import same
 from tests.tiny import random_model, tiny_model
 
@@ -66,6 +66,18 @@ def test_an_adapter_goes_onto_a_joined_model(order):
     assert model.model.layers[0].self_attn.q_proj.joined is None and model.model.layers[0].mlp.down_proj.joined is not None
     assert (logits(model) - logits(truth)).abs().max() < 1e-5
     assert same(merge(separate(model)), merge(truth))
+
+
+def test_gradients_flow_through_joined_maps(order):
+    """Placeholders are never multiplied by, whether gradients are wanted or not."""
+    model, truth = join(random_model(2)), random_model(2)
+    for one in (model, truth):
+        one.logits(IDS).square().mean().backward()
+    (left, right), expected = (one.logits(IDS).detach() for one in (model, truth)), logits(truth)
+    torch.testing.assert_close((left, right), (expected, expected), atol=1e-5, rtol=0)
+    for name, parameter in model.named_parameters():
+        want = dict(truth.named_parameters())[name].grad
+        assert parameter.grad is None if "proj" in name else equal(parameter.grad, want), name
 
 
 @pytest.mark.parametrize("modules", [("q_proj", "up_proj", "down_proj"), PROJECTIONS])
