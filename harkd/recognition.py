@@ -35,8 +35,10 @@ class Machine:
     tensor_parallel: int = 1
 
 
-def load_generator(model: str, adapter: str | None, dtype: str | None, machine: Machine, group: World | None = None) -> Generator:
-    """The model with its adapter merged into it, or this process's part of a model, ready to write."""
+def load_generator(
+    model: str, adapter: str | None = None, dtype: str | None = None, machine: Machine = Machine(), group: World | None = None
+) -> Generator:
+    """The model with its adapter merged into it and its maps joined, or this process's part of a model, ready to write."""
     from harkd.qwen3.linear import join
     from harkd.qwen3.lora import merge
     from harkd.qwen3.tokenizer import load_tokenizer
