@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "load_model": "harkd.qwen3.weights",
     "load_tokenizer": "harkd.qwen3.tokenizer",
+    "load_generator": "harkd.recognition",
     "Generator": "harkd.sampling.generator",
     "Request": "harkd.sampling.request",
     "Sampling": "harkd.sampling.request",

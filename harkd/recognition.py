@@ -35,14 +35,17 @@ class Machine:
     tensor_parallel: int = 1
 
 
-def load_generator(model: str, adapter: str | None, dtype: str | None, machine: Machine, group: World | None = None) -> Generator:
-    """The model with its adapter, or this process's part of it, ready to write."""
+def load_generator(
+    model: str, adapter: str | None = None, dtype: str | None = None, machine: Machine = Machine(), group: World | None = None
+) -> Generator:
+    """The model with its adapter merged into it and its maps joined, or this process's part of a model, ready to write."""
     from harkd.qwen3.linear import join
+    from harkd.qwen3.lora import merge
     from harkd.qwen3.tokenizer import load_tokenizer
     from harkd.qwen3.weights import load_model
     from harkd.sampling.generator import Generator
 
-    loaded = join(load_model(model, machine.device, dtype, adapter, group))
+    loaded = join(merge(load_model(model, machine.device, dtype, adapter, group)))
     return Generator(loaded, load_tokenizer(model), machine.batch, machine.cache_tokens)
 
 

@@ -1,13 +1,20 @@
 """Maps that share an input as one product: the same results, the same names, and a way back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from harkd.qwen3.config import PROJECTIONS
 from harkd.qwen3.linear import Linear, join, project, separate
-from harkd.qwen3.lora import LoraConfig, add_lora, merge
+from harkd.qwen3.lora import LoraConfig, add_lora, lora_parameters, merge, save_adapter
 from harkd.qwen3.weights import load_model, save_model
+from harkd.recognition import Machine, load_generator
+from harkd.sampling.generator import Generator
+from tests.generator_cases import GREEDY, request
+from tests.test_lora import equal, randomise
 from tests.test_weights import same
-from tests.tiny import random_model
+from tests.tiny import random_model, tiny_model
 
 IDS = torch.arange(3, 40)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -59,6 +66,43 @@ def test_an_adapter_goes_onto_a_joined_model(order):
     assert model.model.layers[0].self_attn.q_proj.joined is None and model.model.layers[0].mlp.down_proj.joined is not None
     assert (logits(model) - logits(truth)).abs().max() < 1e-5
     assert same(merge(separate(model)), merge(truth))
+
+
+def test_gradients_flow_through_joined_maps(order):
+    """Placeholders are never multiplied by, whether gradients are wanted or not."""
+    model, truth = join(random_model(2)), random_model(2)
+    for one in (model, truth):
+        one.logits(IDS).square().mean().backward()
+    (left, right), expected = (one.logits(IDS).detach() for one in (model, truth)), logits(truth)
+    torch.testing.assert_close((left, right), (expected, expected), atol=1e-5, rtol=0)
+    for name, parameter in model.named_parameters():
+        want = dict(truth.named_parameters())[name].grad
+        assert parameter.grad is None if "proj" in name else equal(parameter.grad, want), name
+
+
+@pytest.mark.parametrize("modules", [("q_proj", "up_proj", "down_proj"), PROJECTIONS])
+def test_a_generator_is_loaded_with_its_adapter_merged(order, modules, tmp_path):
+    """It writes what the adapter beside the weights writes, and all its maps are joined, as those of a model without an adapter."""
+    base, adapter, config = str(tiny_model(tmp_path / "base", seed=4)), str(tmp_path / "adapter"), LoraConfig(r=4, target_modules=modules)
+    parameters = add_lora(random_model(4), config)
+    randomise(parameters.values())
+    save_adapter(tmp_path / "adapter", parameters, config, base, {})
+    asked = [request(text, text, sampling=replace(GREEDY, max_new_tokens=40)) for text in ("fridge opened", "stove on", "bed")]
+
+    def written(generator):
+        return {done.request.window: (done.ids, done.logprobs) for done in generator.generate(asked)}
+
+    for dtype, tolerance in (("float64", 1e-11), ("float32", 1e-4)):
+        loaded = load_generator(base, adapter, dtype, Machine("cpu", 2, 2048))
+        assert not lora_parameters(loaded.model) and all(map.joined for map in loaded.model.model.layers.modules() if type(map) is Linear)
+        beside = written(Generator(load_model(base, "cpu", dtype, adapter), loaded.tokenizer, 2, 2048))
+        merged, plain = written(loaded), written(load_generator(base, None, dtype, Machine("cpu", 2, 2048)))
+        for window, (ids, logprobs) in beside.items():
+            assert merged[window][0] == ids != plain[window][0]
+            torch.testing.assert_close(merged[window][1], logprobs, atol=tolerance, rtol=0)
+    truth, half = logits(load_model(base, "cpu", "float64", adapter)), load_generator(base, adapter, "bfloat16", Machine("cpu", 2, 64)).model
+    merged, beside, plain = ((logits(model) - truth).abs().max() for model in (half, load_model(base, "cpu", "bfloat16", adapter), random_model(4)))
+    assert merged < 1.5 * beside < plain / 4
 
 
 def test_weights_are_held_once(order):

@@ -31,8 +31,8 @@ class Joined:
     sizes: tuple[int, ...]
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        in_order = self.weight.is_mkldnn
-        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "") if in_order else F.linear(x, self.weight)
+        quick = self.weight.is_mkldnn and not x.requires_grad  # oneDNN's product has no gradient
+        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "") if quick else F.linear(x, self.weight.to_dense())
         return list(y.split(self.sizes, -1))
 
 
@@ -70,7 +70,7 @@ class LoraLinear(nn.Linear):
 def project(x: Tensor, maps: Sequence[nn.Linear], backend: str = "auto") -> list[Tensor]:
     """What each of the maps makes of the one input x [T, in]: [T, out_i]. Adapters side by side share the reading of x."""
     joined = getattr(maps[0], "joined", None)
-    if joined is not None and not torch.is_grad_enabled() and all(getattr(linear, "joined", None) is joined for linear in maps):
+    if joined is not None and all(getattr(linear, "joined", None) is joined for linear in maps):
         return joined(x)
     adapted = [isinstance(linear, LoraLinear) for linear in maps]
     if not all(adapted):
