@@ -134,7 +134,7 @@ def test_ways_that_cannot_be_are_told(model, guided, traces, tmp_path):
         (["--traces", guided, "--learn", "logits", "--teacher", other], "have different tokenizers"), (["--traces", traces, "--learn", "labels"], "without the probabilities"),
         (["--traces", traces, "--learn", "sequence,labels"], "without the probabilities"),
         (["--traces", guided, "--learn", "sequence=much"], "'much' is not a number"), (["--traces", guided, "--learn", "magic"], "sequence, labels, logits"),
-        (["--traces", guided, "--learn", "on-policy,logits", "--teacher", model, "--teacher-top-k", 4], "for logits alone"),
+        (["--traces", guided, "--learn", "on-policy,logits", "--teacher", model, "--teacher-top-k", 4], "for --learn logits without on-policy"),
         (["--data", "marble:x", "--train-on", "truth", "--learn", "labels"], "the truth does not have"), (["--traces", guided, "--validate-f1", 1, "--validation", 0], "held-out windows"),
     ):  # fmt: skip
         code, _, _, err = outcome(main, *argv, *flags)
