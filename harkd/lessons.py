@@ -81,31 +81,41 @@ class TrainSettings:
 
     def check(self) -> None:
         """Raise UserError for what can be said of the settings before anything is read."""
-        truth = self.train_on == "truth"
+        (weights, _), truth = self.ways(), self.train_on == "truth"
+        ways, on_policy = dict(weights), "on-policy" in self.learn
         if truth and self.data is None:
             raise UserError("--train-on truth learns from a data set: name it with --data READER:PATH")
         if not truth and self.traces is None:
             raise UserError(f"--train-on {self.train_on} learns from traces: name the folder that harkd.generate wrote with --traces")
-        if truth and self.traces is not None:
-            raise UserError("--train-on truth learns from --data: leave --traces out")
-        if not truth and (self.data is not None or self.limit is not None):
-            raise UserError(f"--train-on {self.train_on} learns from --traces: leave --data and --limit out")
-        ways, on_policy = self.ways()
-        if truth and "labels" in dict(ways):
+        if truth and "labels" in ways:
             raise UserError("--learn labels learns a teacher's probabilities, which the truth does not have: leave --train-on truth out")
-        if ("logits" in dict(ways) or on_policy > 0) != (self.teacher is not None):
-            what = "--teacher is for --learn logits and on-policy" if self.teacher else f"--learn {self.learn} asks a teacher"
-            raise UserError(f"{what}: {'leave it out' if self.teacher else 'name its model with --teacher'}")
-        if self.teacher_top_k is not None and ("logits" not in dict(ways) or on_policy > 0):
-            raise UserError("--teacher-top-k stores what a teacher says to its own text, for logits alone: leave it or on-policy out")
-        if not 0 < self.lora_alpha < float("inf"):
-            raise UserError(f"--lora-alpha must be above 0, not {self.lora_alpha}")
-        if not 0 <= self.validation < 1:
-            raise UserError(f"--validation must be at least 0 and below 1, not {self.validation}")
-        if min(self.patience, self.validate_f1) < 0:
-            raise UserError(f"--patience and --validate-f1 must be at least 0, not {self.patience} and {self.validate_f1}")
-        if not 0 <= self.min_agreement <= 1:
-            raise UserError(f"--min-agreement must be between 0 and 1, not {self.min_agreement}")
+        if self.teacher is None and ("logits" in ways or on_policy):
+            raise UserError(f"--learn {self.learn} asks a teacher: name its model with --teacher")
+        for name, holds, demand in (
+            ("validation", 0 <= self.validation < 1, "at least 0 and below 1"), ("patience", self.patience >= 0, "at least 0"),
+            ("min_agreement", 0 <= self.min_agreement <= 1, "between 0 and 1"), ("validate_f1", self.validate_f1 >= 0, "at least 0"),
+            ("lora_alpha", 0 < self.lora_alpha < float("inf"), "above 0"),
+            ("on_policy_fraction", 0 < self.on_policy_fraction <= 1, "above 0 and at most 1"),
+        ):  # fmt: skip
+            if not holds:
+                raise UserError(f"--{name.replace('_', '-')} must be {demand}, not {getattr(self, name)}")
+        self._check_idle(truth, "logits" in ways, on_policy)
+
+    def _check_idle(self, truth: bool, logits: bool, on_policy: bool) -> None:
+        """Raise UserError for a setting that these others leave without use."""
+        given, usual = ({**vars(settings), **vars(settings.options)} for settings in (self, TrainSettings("", "")))
+        for names, used, place in (
+            (("data", "split", "limit", "rules", *vars(self.options)), truth, "--train-on truth, while the others learn from --traces"),
+            (("traces", "keep", "min_agreement", "cap"), not truth, "--train-on reasoning and answer"),
+            (("min_agreement",), self.keep in ("correct", "consistent"), "--keep correct and consistent"),
+            (("teacher",), logits or on_policy, "--learn logits and on-policy"), (("on_policy_fraction",), on_policy, "--learn on-policy"),
+            (("divergence", "beta", "teacher_temperature"), logits, "--learn logits"),
+            (("teacher_top_k",), logits and not on_policy, "--learn logits without on-policy"),
+            (("max_new_tokens",), on_policy or self.validate_f1, "--learn on-policy and --validate-f1"),
+            (("patience",), self.validation, "--validation above 0"), (("beta",), self.divergence == "jsd", "--divergence jsd"),
+        ):  # fmt: skip
+            if idle := [name for name in names if given[name] != usual[name] and not used]:
+                raise UserError(f"--{idle[0].replace('_', '-')} is for {place}: leave it out")
 
 
 @dataclass(frozen=True)

@@ -56,19 +56,18 @@ def room(examples: Sequence[TrainingExample], batch_tokens: int) -> int:
 
 
 def f1(model: Qwen3, tokenizer: Tokenizer, examples: Sequence[TrainingExample], truth: Truth, sampling: Sampling) -> Callable[[], float]:
-    """The weighted F1 of what the student answers now to the windows of `examples`. UserError where none of them has a true label."""
-    windows = list({example.window: example for example in examples}.values())
-    if not any(labels for example in windows for labels in truth[example.window][1]):
+    """The weighted F1 of what the student answers now to the windows of `examples`, one of each. UserError where none has a true label."""
+    if not any(labels for example in examples for labels in truth[example.window][1]):
         raise UserError("--validate-f1 needs held-out windows with true labels: raise --validation or leave it out")
 
     def scored() -> float:
         right: list[Sequence[str]] = []
         answered: list[str | None] = []
-        for done in _write(model, tokenizer, windows, sampling):
+        for done in _write(model, tokenizer, examples, sampling):
             offered, labels = truth[done.request.window]
             answered += read_answer(done.text, done.finish_reason, len(labels), offered).labels
             right += labels
-        offered = dict.fromkeys(label for example in windows for label in truth[example.window][0])
+        offered = dict.fromkeys(label for example in examples for label in truth[example.window][0])
         return score(right, answered, list(offered)).weighted_f1
 
     return scored

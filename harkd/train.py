@@ -37,10 +37,8 @@ if TYPE_CHECKING:
     from harkd.qwen3.lora import LoraConfig
     from harkd.qwen3.tokenizer import Tokenizer
 
-FILES = (
-    "adapter_config.json", "adapter_model.safetensors", "harkd.json", "last.safetensors", "previous.safetensors", "best*.safetensors",
-    "metrics.jsonl", "teacher.safetensors",
-)  # fmt: skip
+TENSORS = ("adapter_model", "last", "previous", "best*", "teacher")
+FILES = ("adapter_config.json", "harkd.json", "metrics.jsonl", *(f"{name}.safetensors" for name in TENSORS))
 # what is not asked for; the models that ship know less to begin with, are small enough for a large adapter, and learn from so few traces
 # that the best of a dozen held out are found behind the first epoch
 USUAL = {"lora_rank": 16, "lora_alpha": 32.0, "epochs": 3, "batch_tokens": 8192, "validation": 0.1}
@@ -109,9 +107,10 @@ def _train(
     model = load_model(settings.model, world.device, settings.dtype)
     every = [*learn, *validate, *found.asked]
     check_examples(model, every, loop.batch_tokens)
-    usual, most = recommended(settings.thinking), room(every, min(loop.batch_tokens, model.config.max_position_embeddings))
+    longest = min(loop.batch_tokens, model.config.max_position_embeddings)  # that an example can be
+    usual, most = recommended(settings.thinking), room(every, longest)
     sampling = replace(usual, max_new_tokens=min(settings.max_new_tokens or usual.max_new_tokens, most), seed=settings.seed)
-    objective = _objective(settings, tokenizer)
+    objective = _objective(settings, tokenizer, longest)
     teacher = lambda: load_model(settings.teacher, world.device, settings.dtype).requires_grad_(False)  # noqa: E731
     if objective.needs_teacher and settings.teacher_top_k is None:
         objective = replace(objective, teacher=teacher())
@@ -145,16 +144,21 @@ def _train(
     return folder.finish(result, {"tokens_per_epoch": sum(len(example.ids) for example in learn)})
 
 
-def _objective(settings: TrainSettings, tokenizer: Tokenizer) -> Objective:
-    """What is learnt, without the teacher itself. Raises UserError where its tokens are not the student's."""
+def _objective(settings: TrainSettings, tokenizer: Tokenizer, positions: int) -> Objective:
+    """What is learnt, without the teacher itself. Raises UserError where that cannot read what the student reads."""
     from harkd.distill.losses import Objective
+    from harkd.qwen3.hub import resolve
     from harkd.qwen3.tokenizer import load_tokenizer
 
-    if settings.teacher is not None and load_tokenizer(settings.teacher).vocabulary != tokenizer.vocabulary:
-        what = f"the teacher {settings.teacher} and the student {settings.model} have different tokenizers"
-        raise UserError(f"{what}, so their logits cannot be compared: leave logits and on-policy out of --learn")
-    knobs = (settings.divergence, settings.beta, settings.teacher_temperature)
-    return Objective(*settings.ways(), *knobs, vocab_size=tokenizer.vocab_size)
+    if settings.teacher is not None:
+        if load_tokenizer(settings.teacher).vocabulary != tokenizer.vocabulary:
+            what = f"the teacher {settings.teacher} and the student {settings.model} have different tokenizers"
+            raise UserError(f"{what}, so their logits cannot be compared: leave logits and on-policy out of --learn")
+        config, ids = read_config(resolve(settings.teacher)), tokenizer.vocab_size
+        if config.vocab_size < ids or config.max_position_embeddings < positions:
+            has = f"the teacher {settings.teacher} has {config.vocab_size} ids and {config.max_position_embeddings} positions"
+            raise UserError(f"{has}, and an example may need {ids} and {positions}: name another, or lower --batch-tokens")
+    return Objective(*settings.ways(), settings.divergence, settings.beta, settings.teacher_temperature, vocab_size=tokenizer.vocab_size)
 
 
 def _shown(bar: tqdm) -> Callable[[dict[str, Any]], None]:
@@ -221,7 +225,7 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     if args.traces is None and args.train_on != "truth":
         args.traces = f"{DEFAULT_RUNS}/traces"
     same = {field.name: getattr(args, field.name) for field in fields(TrainSettings) if hasattr(args, field.name)}
-    targets = tuple(name.strip() for name in args.target_modules.split(","))
+    targets = tuple(map(str.strip, args.target_modules.split(",")))
     settings = TrainSettings(**{**same, "options": read_options(args), "target_modules": targets})
     how = {"device": args.device, "export": args.export, "overwrite": args.overwrite}
     return train(settings, **how, checkpoint_activations=args.checkpoint_activations)

@@ -1,11 +1,14 @@
 """tools.bench_train compares like with like: every contestant learns the same, on the same tokens."""
 
 import argparse
+import json
+import subprocess
 
 import pytest
 
 from tests.tiny import tiny_model
-from tools.bench_train import bench_examples, one
+from tools import bench_train
+from tools.bench_train import bench_examples, main, one
 
 
 @pytest.mark.slow
@@ -22,3 +25,24 @@ def test_contestants_learn_the_same(tmp_path):
             assert found[name][loss] == pytest.approx(found["harkd"][loss], rel=1e-4), (name, loss)
     assert found["harkd"]["final_loss"] != pytest.approx(found["harkd"]["first_loss"], rel=1e-4)
     assert 1 < found["harkd"]["examples_per_step"] < 4 and all(row["examples_per_s"] > 0 for row in found.values())
+
+
+@pytest.mark.parametrize("loss", [2.0, 2.1])
+def test_losses_that_differ_are_told_and_liger_runs_on_a_gpu_alone(monkeypatch, capsys, loss):
+    """With the contestants' processes played."""
+    speeds = {"harkd": 12.0, "alone": 8.0, "padded": 2.0, "packed": 3.0, "padded-liger": 4.0, "packed-liger": 1.0, "limit": 24.0}
+
+    def run(command, **_):
+        name = command[command.index("--one") + 1]
+        row = {"examples_per_s": speeds[name], "net_peak_bytes": 5 if name == "harkd" else 10, "final_loss": loss if name == "padded" else 2.0}
+        return subprocess.CompletedProcess(command, 0, json.dumps(row))
+
+    monkeypatch.setattr(bench_train, "make_checkpoint", lambda *_: None)
+    monkeypatch.setattr(bench_train.subprocess, "run", run)
+    monkeypatch.setattr(bench_train, "find_spec", lambda name: name == "liger_kernel")
+    for device, best in (("cpu", 3.0), ("cuda", 4.0)):
+        assert main(["--device", device]) == (loss != 2.0)
+        out, err = capsys.readouterr()
+        ratios = json.loads(out.splitlines()[-1])["ratios"]
+        assert ratios == {"examples_to_peft": 12 / best, "memory_to_peft": 0.5, "shared_prefix_gain": 1.5, "to_limit": 0.5, "loss_to_peft": round(2 / loss, 3)}
+        assert ("final losses differ" in err) == (loss != 2.0) and ("packed-liger" in out) == (device == "cuda")

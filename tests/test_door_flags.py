@@ -71,13 +71,44 @@ def test_sampling_flags(doors, door, flags, words):
         (["--learn", "on-policy=0.5", "--teacher", "x"], ["on-policy takes no weight, --on-policy-fraction"]),
         (["--validation", "1"], ["--validation", "1.0"]),
         (["--keep", "some"], ["--keep", "'some'"]),
-        (["--traces", "/nowhere"], ["leave --traces out"]),
+        (["--traces", "/nowhere"], ["--traces is for --train-on reasoning and answer: leave it out"]),
         (["--train-on", "reasoning"], ["--traces"]),
-        (["--train-on", "answer", "--traces", "/nowhere"], ["leave --data and --limit out"]),
+        (["--train-on", "answer", "--traces", "/nowhere"], ["--data is for --train-on truth", "leave it out"]),
+        (["--learn", "on-policy", "--teacher", "x", "--on-policy-fraction", "0"], ["--on-policy-fraction", "above 0", "0.0"]),
+        (["--learn", "on-policy", "--teacher", "x", "--on-policy-fraction", "nan"], ["--on-policy-fraction", "above 0", "nan"]),
+        (["--learn", "on-policy"], ["--learn on-policy asks a teacher"]),
     ],
 )
 def test_training_flags(doors, flags, words):
     refused("train", [*doors["train"], *flags], *words)
+
+
+LOGITS = ["--learn", "logits", "--teacher", "x"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "place"),
+    [
+        (["--keep", "best"], "--keep", "reasoning and answer"), (["--cap", "3"], "--cap", "reasoning and answer"),
+        (["--divergence", "jsd"], "--divergence", "--learn logits"), (["--teacher-temperature", "2"], "--teacher-temperature", "--learn logits"),
+        (["--beta", "0.1", *LOGITS], "--beta", "--divergence jsd"), (["--teacher", "x"], "--teacher", "--learn logits and on-policy"),
+        (["--on-policy-fraction", "0.2", *LOGITS], "--on-policy-fraction", "--learn on-policy"),
+        (["--max-new-tokens", "9"], "--max-new-tokens", "--validate-f1"), (["--teacher-top-k", "9"], "--teacher-top-k", "--learn logits without on-policy"),
+        (["--patience", "2", "--validation", "0"], "--patience", "--validation above 0"),
+    ],
+)  # fmt: skip
+def test_training_flags_that_would_change_nothing(doors, flags, name, place):
+    err = refused("train", [*doors["train"], *flags])
+    assert err.startswith(f"harkd.train: {name} is for ") and err.endswith(f"{place}: leave it out\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [(["--split", "all"], "--split"), (["--no-rules"], "--rules"), (["--noise", "drop=0.1"], "--noise"), (["--folds", "3"], "--folds"),
+     (["--limit", "2"], "--limit"), (["--keep", "all", "--min-agreement", "0.5"], "--min-agreement")],
+)  # fmt: skip
+def test_flags_that_would_change_nothing_with_traces(model, tmp_path, flags, name):
+    assert f": {name} is for " in refused("train", ["--model", model, "--out", tmp_path / "out", "--traces", "/nowhere", *flags])
 
 
 @pytest.mark.parametrize(("door", "before"), [("train", "harkd.generate"), ("eval", "harkd.train")])

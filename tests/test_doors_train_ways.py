@@ -74,6 +74,24 @@ def test_each_way_to_learn(model, guided, tmp_path, learn, ways, flags):
         assert (tmp_path / "again/adapter_model.safetensors").read_bytes() == (tmp_path / "out/adapter_model.safetensors").read_bytes()
 
 
+def test_the_flags_reach_the_loop(model, guided, tmp_path, monkeypatch):
+    from harkd.distill.progress import Result
+
+    asked = {}
+
+    def loop(student, parameters, learn, validate, settings, folder, objective, **callables):
+        asked.update({**vars(settings), **vars(objective), "twice": student.checkpoint_activations})
+        return Result(step=1)
+
+    monkeypatch.setattr("harkd.distill.loop.train", loop)
+    numbers = {"beta": 0.2, "on_policy_fraction": 0.25, "packs_per_step": 2, "patience": 4, "lr": 0.01, "epochs": 5, "batch_tokens": 3000, "seed": 6}
+    flags = [part for name, value in numbers.items() for part in (f"--{name.replace('_', '-')}", value)]
+    flags += ["--learn", "sequence=2,logits,on-policy", "--teacher", model, "--divergence", "jsd", "--teacher-temperature", 3, "--validate-f1", 7]
+    run(main, "--model", model, "--traces", guided, "--train-on", "answer", "--out", tmp_path / "out", "--validation", 0.5, "--checkpoint-activations", *flags)
+    expected = {**numbers, "ways": (("sequence", 2.0), ("logits", 1.0)), "divergence": "jsd", "temperature": 3.0, "f1_every": 7, "vocab_size": 345, "twice": True}
+    assert {name: asked[name] for name in expected} == expected and asked["teacher"] is not None
+
+
 def test_validation_by_f1(truth, tmp_path):
     result = run(main, *truth, "--epochs", 2, "--validate-f1", 1, "--max-new-tokens", 4)
     found = [record["validation_f1"] for record in lines(tmp_path / "out/metrics.jsonl") if "validation_f1" in record]
@@ -128,13 +146,16 @@ def test_ways_that_cannot_be_are_told(model, guided, traces, tmp_path):
 
     other = tiny_model(tmp_path / "other", num_hidden_layers=1)
     save_tokenizer(train_tokenizer([text.upper() for text in CORPUS], 330), other)
+    small, short = (tiny_model(tmp_path / next(iter(size)), num_hidden_layers=1, **size) for size in ({"vocab_size": 344}, {"max_position_embeddings": 999}))
     argv = ["--model", model, "--train-on", "answer", "--out", tmp_path / "out"]
     for flags, words in (
+        (["--traces", guided, "--learn", "logits", "--teacher", small], f"{small} has 344 ids and 4096 positions, and an example may need 345 and 4096"),
+        (["--traces", guided, "--learn", "on-policy", "--teacher", short, "--batch-tokens", 2000], "384 ids and 999 positions, and an example may need 345 and 2000"),
         (["--traces", guided, "--learn", "logits"], "name its model with --teacher"), (["--traces", guided, "--teacher", model], "leave it out"),
         (["--traces", guided, "--learn", "logits", "--teacher", other], "have different tokenizers"), (["--traces", traces, "--learn", "labels"], "without the probabilities"),
         (["--traces", traces, "--learn", "sequence,labels"], "without the probabilities"),
         (["--traces", guided, "--learn", "sequence=much"], "'much' is not a number"), (["--traces", guided, "--learn", "magic"], "sequence, labels, logits"),
-        (["--traces", guided, "--learn", "on-policy,logits", "--teacher", model, "--teacher-top-k", 4], "for logits alone"),
+        (["--traces", guided, "--learn", "on-policy,logits", "--teacher", model, "--teacher-top-k", 4], "for --learn logits without on-policy"),
         (["--data", "marble:x", "--train-on", "truth", "--learn", "labels"], "the truth does not have"), (["--traces", guided, "--validate-f1", 1, "--validation", 0], "held-out windows"),
     ):  # fmt: skip
         code, _, _, err = outcome(main, *argv, *flags)

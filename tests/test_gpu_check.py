@@ -2,13 +2,14 @@
 
 import json
 import math
+import subprocess
 import time
 
 import pytest
 import torch
 
 from harkd.kernels.attention import attention
-from tools import gpu_baselines, gpu_check, gpu_kernels
+from tools import gpu_baselines, gpu_check, gpu_kernels, gpu_training
 from tools.gpu_check import Bench, Check, Record, exactness, main, run_benches, run_checks
 
 TINY = gpu_kernels.Setting(
@@ -143,3 +144,30 @@ def test_the_whole_command_with_a_gpu_played(monkeypatch, tmp_path, capsys):
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["ratios"] == {"sum / base": 1.0} and last["gpu"] == "none" and last["wrong"] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["kernels-none-torch-2-triton-3.json"]
+
+
+def test_training_is_measured_at_both_sizes(monkeypatch, tmp_path, capsys):
+    """The benchmark's processes are played: one that misses a target, and one that fails."""
+    asked, ratios = [], {"examples_to_peft": 2.1, "memory_to_peft": 0.4, "to_limit": 0.3}
+
+    def run(command, timeout, **_):
+        asked.append(command)
+        text = "" if "8B" in command else f"harkd  examples_per_s 9\n{json.dumps({'ratios': ratios})}\n"
+        return subprocess.CompletedProcess(command, 0 if text else 1, text)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "machine", lambda: MACHINE | {"torch": "2", "triton": "3"})
+    monkeypatch.setattr(gpu_training.subprocess, "run", run)
+    assert main(["--only", "training", "--out", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert json.loads(out.splitlines()[-1])["ratios"] == {f"0.6B, {name}": ratio for name, ratio in ratios.items()}
+    assert "2.100  0.6B, examples_to_peft  MISSED" in out and out.count("MISSED") == 1
+    assert json.loads((tmp_path / "training-none-torch-2-triton-3.json").read_text())["wrong"] == ["8B: no ratios, exit code 1"]
+    for command, size, layers in zip(asked, ("0.6B", "8B"), ("28", "36"), strict=True):
+        assert command[1:3] == ["-m", "tools.bench_train"] and command[command.index("--like") + 1] == size and command[command.index("--layers") + 1] == layers
+
+    def too_long(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(gpu_training.subprocess, "run", too_long)
+    assert main(["--only", "training", "--out", str(tmp_path)]) == 1 and '"wrong": 2' in capsys.readouterr().out

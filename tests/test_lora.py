@@ -51,18 +51,19 @@ def write(folder, model, config, name="base", **notes) -> None:
     save_adapter(folder, lora_parameters(model), config, name, notes)
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("config", CONFIGS)
-def test_peft_reads_ours(tmp_path, config):
+def test_peft_reads_ours(tmp_path, config, tied):
     peft = pytest.importorskip("peft")
-    tiny_model(tmp_path / "base", seed=4)
-    ours = adapted(config)
+    tiny_model(tmp_path / "base", seed=4, tie_word_embeddings=tied)
+    ours = adapted(config, tie_word_embeddings=tied)
     write(tmp_path / "adapter", ours, config, str(tmp_path / "base"), base_fingerprint="0")
     theirs = peft.PeftModel.from_pretrained(transformers_model(tmp_path / "base"), tmp_path / "adapter")
     truth = logits(theirs)
     assert equal(logits(ours), truth)
-    assert not equal(logits(random_model(4)), truth, 1e-3)
+    assert not equal(logits(random_model(4, tie_word_embeddings=tied)), truth, 1e-3)
     if not config.rslora:
-        assert not equal(logits(adapted(replace(config, alpha=config.alpha * 1.1))), truth, 1e-4)
+        assert not equal(logits(adapted(replace(config, alpha=config.alpha * 1.1), tie_word_embeddings=tied)), truth, 1e-4)
     saved = peft.LoraConfig.from_pretrained(tmp_path / "adapter")
     assert (saved.r, saved.lora_alpha, set(saved.target_modules)) == (config.r, config.alpha, set(config.target_modules))
 

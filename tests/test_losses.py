@@ -150,6 +150,20 @@ def test_the_whole_vocabulary_in_float32():
         expected.backward()
         assert value.item() == pytest.approx(expected.item(), rel=1e-4)
         assert_same(gradients(parameters), {name: g.float() for name, g in gradients(exact_parameters).items()}, rtol=2e-3)
+    own = replace(objective, teacher=copy.deepcopy(student).requires_grad_(False))
+    for way in ("logits", "on-policy"):
+        assert abs(pack_losses(student, collate(examples), own, [way])[way].item()) < 1e-4
+
+
+def test_a_pack_without_memory_is_told(monkeypatch):
+    model, _ = make_model()
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(model, "hidden", full)
+    with pytest.raises(UserError, match=f"no memory for {len(collate(EXAMPLES).ids)} tokens: lower --batch-tokens or give --checkpoint-activations"):
+        accumulate(model, [EXAMPLES])
 
 
 SETTINGS = LoopSettings(lr=3e-2, epochs=12, batch_tokens=200)
@@ -168,8 +182,11 @@ def test_a_teacher_that_was_stored(tmp_path, k):
 
     stored = [with_top_k(EXAMPLES, tmp_path / "teacher.safetensors", k, 60, 2.0, VOCAB, load) for _ in range(2)][1]
     assert len(asked) == 1 and [replace(e, top=None) for e in stored] == EXAMPLES
+    (tmp_path / "teacher.safetensors").unlink()
+    (tmp_path / "teacher.safetensors").write_bytes(b"x" * 99)  # damaged: it is asked anew
+    assert torch.equal(with_top_k(EXAMPLES, tmp_path / "teacher.safetensors", k, 60, 2.0, VOCAB, load)[0].top[1], stored[0].top[1])
     other = with_top_k(EXAMPLES[1:], tmp_path / "teacher.safetensors", k, 60, 2.0, VOCAB, load)  # of other examples it is asked anew
-    assert len(asked) == 2 and torch.equal(other[0].top[0], stored[1].top[0])
+    assert len(asked) == 3 and torch.equal(other[0].top[0], stored[1].top[0])
     if k == VOCAB:
         expected = sum(definition("logits", student, teacher, objective, example) for example in EXAMPLES)
     else:

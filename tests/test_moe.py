@@ -10,7 +10,7 @@ from transformers import Qwen3MoeForCausalLM
 
 from harkd.errors import UserError
 from harkd.qwen3.config import Qwen3MoeConfig, check_config, read_config
-from harkd.qwen3.lora import fingerprint
+from harkd.qwen3.lora import LoraConfig, add_lora, fingerprint
 from harkd.qwen3.mlp import MLP, Experts
 from harkd.qwen3.model import Qwen3, initialise
 from harkd.qwen3.weights import load_model, save_model
@@ -94,4 +94,17 @@ def test_its_config_is_read_back_and_it_takes_no_adapter(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config().to_dict()))
     assert read_config(tmp_path) == config()
     with pytest.raises(UserError, match="adapters are for dense models"):
-        fingerprint(random())
+        add_lora(random(), LoraConfig())
+
+
+def test_it_teaches_a_dense_student_by_its_logits():
+    """A run's digest tells one teacher with experts from another."""
+    from harkd.distill.losses import Objective, accumulate
+    from tests.distill_cases import VOCAB, make_examples, make_model
+
+    student, parameters = make_model()
+    objective = Objective((("logits", 1.0),), teacher=random(dtype=torch.float64, vocab_size=VOCAB))
+    assert accumulate(student, [make_examples(2)], objective).loss > 0 and all(p.grad.norm() > 0 for p in parameters.values())
+    other = replace(objective, teacher=random(seed=1, dtype=torch.float64, vocab_size=VOCAB))
+    assert objective.facts() != other.facts() and objective.facts()[:-1] == other.facts()[:-1]
+    assert fingerprint(objective.teacher) == fingerprint(random(vocab_size=VOCAB))

@@ -8,11 +8,13 @@ their final losses must agree:
 
     harkd      packs with the shared prefix once          alone    harkd, every example with a prefix of its own
     padded     PEFT, batches padded to their longest      packed   PEFT, examples in one row behind each other, positions restarting
+    padded-liger, packed-liger                            the same two with Liger's kernels and loss, on a GPU where they are installed
     limit      the bare products of what harkd runs over: two for each linear map (outputs, gradients of inputs), and the head's
 
 On a CPU seconds are those of the processor, all threads together, over the number of threads: what other processes take does not count.
-The last line is JSON with `ratios`: examples/s of harkd over the better of PEFT's, net peak memory (without what was held before the first
-step) of harkd over the lesser of PEFT's, the gain by the shared prefix, and the limit's time over harkd's.
+The last line is JSON with `ratios`: examples/s of harkd over the best of PEFT's, net peak memory (without what was held before the first
+step) of harkd over the least of PEFT's, the gain by the shared prefix, the limit's time over harkd's, and harkd's final loss over that of
+PEFT's that is farthest from it. Exit code 1 where they differ by more than 2%.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -43,7 +46,8 @@ from harkd.qwen3.weights import load_model
 from tools.make_checkpoint import SIZES, make_checkpoint
 
 LORA, LR, CLIP = LoraConfig(16, 32), 2e-4, 1.0
-CONTESTANTS = ("harkd", "alone", "padded", "packed", "limit")
+PEFT, LIGER = ("padded", "packed"), ("padded-liger", "packed-liger")
+CONTESTANTS = ("harkd", "alone", *PEFT, "limit")
 
 
 def bench_examples(data: str, model: Path, windows: int, prefix_tokens: int = 900) -> list[TrainingExample]:
@@ -78,16 +82,22 @@ def train_harkd(folder: Path, examples: Sequence[TrainingExample], steps: Sequen
 
 
 def train_peft(
-    folder: Path, examples: Sequence[TrainingExample], steps: Sequence[list[int]], device: str, packed: bool
+    folder: Path, examples: Sequence[TrainingExample], steps: Sequence[list[int]], device: str, name: str
 ) -> Callable[[int], float]:
     """Step number -> loss; starts from harkd's adapter."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    packed = name.startswith("packed")
+
     base = load_model(folder, device)
     save_adapter(folder / "adapter", add_lora(base, LORA), LORA, str(folder), {})
     del base
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="sdpa").to(device)
+    if name in LIGER:
+        from liger_kernel.transformers import apply_liger_kernel_to_qwen3
+
+        apply_liger_kernel_to_qwen3(model=model)
     model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, weight_decay=0.0)
@@ -148,7 +158,7 @@ def one(name: str, folder: Path, args: argparse.Namespace) -> dict[str, float]:
     if name == "alone":
         examples = [replace(e, prefix=[], ids=e.prefix + e.ids, mask=[False] * len(e.prefix) + e.mask) for e in examples]
     build = {"harkd": train_harkd, "alone": train_harkd, "limit": limit}.get(name)
-    step = build(folder, examples, steps, args.device) if build else train_peft(folder, examples, steps, args.device, name == "packed")
+    step = build(folder, examples, steps, args.device) if build else train_peft(folder, examples, steps, args.device, name)
     reset_peak_memory()
     kind = "cuda" if "cuda" in peak_memory() else "cpu"
     clock = time.perf_counter if kind == "cuda" else lambda: time.process_time() / torch.get_num_threads()
@@ -181,20 +191,24 @@ def main(argv: list[str] | None = None) -> int:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint(Path(folder), args.tokenizer, replace(SIZES[args.like], num_hidden_layers=args.layers, dtype=args.dtype))
-        for name in CONTESTANTS:
+        liger = args.device.startswith("cuda") and find_spec("liger_kernel")
+        for name in (*CONTESTANTS, *(LIGER if liger else ())):
             again = [sys.executable, "-m", "tools.bench_train", *(sys.argv[1:] if argv is None else argv), "--one", name, folder]
             found[name] = json.loads(subprocess.run(again, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
             print(f"{name:8}" + "".join(f"  {key} {value:.6g}" for key, value in found[name].items()), flush=True)
-    peft = [found["padded"], found["packed"]]
+    peft = [found[name] for name in (*PEFT, *LIGER) if name in found]
     speed, memory = (lambda name: found[name]["examples_per_s"]), (lambda row: row["net_peak_bytes"])
     ratios = {
         "examples_to_peft": speed("harkd") / max(row["examples_per_s"] for row in peft),
         "memory_to_peft": memory(found["harkd"]) / min(map(memory, peft)),
         "shared_prefix_gain": speed("harkd") / speed("alone"), "to_limit": speed("harkd") / speed("limit"),
-        "loss_to_peft": found["harkd"]["final_loss"] / found["packed"]["final_loss"],
+        "loss_to_peft": max((found["harkd"]["final_loss"] / row["final_loss"] for row in peft), key=lambda ratio: abs(ratio - 1)),
     }  # fmt: skip
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}, {args.like}, {args.layers} layers, {args.dtype}")
     print(json.dumps({"ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}}))
+    if not abs(ratios["loss_to_peft"] - 1) < 0.02:
+        print("bench_train: the final losses differ, so the contestants did not do the same work", file=sys.stderr)
+        return 1
     return 0
 
 

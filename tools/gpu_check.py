@@ -1,6 +1,7 @@
 """Checks and measures one part of harkd on a CUDA machine, within nine minutes: correctness first, then device times beside baselines.
 
     python -m tools.gpu_check --only kernels [--out DIR]
+    python -m tools.gpu_check --only training           (tools/gpu_training.py; transformers and PEFT, and Liger where it is to be compared)
 
 Needs no data: tensors are random, lists of lengths are written in the code. Where harkd is not installed yet, installs it in place first,
 without its dependencies. Times are medians over replays of a CUDA graph, so that launches do not count (where something cannot be captured
@@ -31,7 +32,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {"kernels": "tools.gpu_kernels"}  # modules with checks() and benches()
+PARTS = {"kernels": "tools.gpu_kernels", "training": "tools.gpu_training"}  # modules with checks() and benches(), or with measure()
 
 
 @dataclass(frozen=True)
@@ -261,8 +262,11 @@ def main(argv: list[str] | None = None) -> int:
     slug = re.sub(r"[^a-z0-9]+", "-", f"{args.only} {facts['gpu']} torch {facts['torch']} triton {facts['triton']}".lower())
     record = Record(args.out.resolve() / f"{slug}.json", facts)
     print(json.dumps(facts), flush=True)
-    run_checks(record, part.checks(part.REAL), part.REAL.dtypes)
-    run_benches(record, part.benches(part.REAL), device_time, peak_bytes, deadline)
+    if hasattr(part, "measure"):
+        part.measure(record, deadline)
+    else:
+        run_checks(record, part.checks(part.REAL), part.REAL.dtypes)
+        run_benches(record, part.benches(part.REAL), device_time, peak_bytes, deadline)
     record.save()
     print(json.dumps({**facts, "wrong": len(record.wrong), "ratios": record.ratios}))
     return 1 if record.wrong else 0

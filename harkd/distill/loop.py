@@ -80,7 +80,9 @@ def train(
     Raises UserError for a checkpoint of another run or two damaged ones, and where the loss is no longer a number or explodes.
     """
     # 1. The whole run is known beforehand: each step's epoch and packs
-    schedule = _schedule(train_examples, settings)
+    if not train_examples:
+        raise UserError("there is no example to train on")
+    schedule = [(epoch, packs) for epoch in range(settings.epochs) for packs in epoch_steps(train_examples, settings, epoch)]
 
     # 2. Continue what was killed
     folder, optimiser = Path(folder), AdamW(parameters, settings.weight_decay, settings.beta2)
@@ -124,12 +126,6 @@ def _written(packs: Sequence[Examples], rollout: Rollout, settings: LoopSettings
     examples = [example for pack in packs for example in pack]
     written = rollout(examples, int(hashlib.sha256(f"{settings.seed} {place}".encode()).hexdigest()[:7], 16))
     return [[written[i] for i in pack] for pack in plan(written, settings.batch_tokens, seed=0, epoch=0)]
-
-
-def _schedule(examples: Examples, settings: LoopSettings) -> list[tuple[int, list[Pack]]]:
-    if not examples:
-        raise UserError("there is no example to train on")
-    return [(epoch, packs) for epoch in range(settings.epochs) for packs in epoch_steps(examples, settings, epoch)]
 
 
 def epoch_steps(examples: Examples, settings: LoopSettings, epoch: int) -> list[list[Pack]]:

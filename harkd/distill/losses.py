@@ -90,8 +90,7 @@ def pack_losses(model: Qwen3, batch: Batch, objective: Objective, ways: Sequence
         elif way == "sequence":
             sums[way] = model.nll(hidden[batch.rows], batch.targets, vocab_size).sum()
         else:
-            on_policy = ("reverse_kl", 0.5, 1.0)
-            how = on_policy if way == "on-policy" else (objective.divergence, objective.beta, objective.temperature)
+            how = ("reverse_kl", 0.5, 1.0) if way == "on-policy" else (objective.divergence, objective.beta, objective.temperature)
             if batch.top is not None:
                 ids, logprobs = batch.top
                 values = divergence_to_top_k(hidden[batch.rows], model.head_weight, ids.long(), logprobs, *how, vocab_size)
@@ -117,7 +116,10 @@ def accumulate(
     model: Qwen3, packs: Sequence[Examples], objective: Objective = Objective(), world: World = World(), *,
     on_policy: bool = False, gradients: bool = True,
 ) -> Step:  # fmt: skip
-    """Run over this process's packs, and add the gradients of the loss of all processes' packs to the parameters."""
+    """Run over this process's packs, and add the gradients of the loss of all processes' packs to the parameters.
+
+    Raises UserError where a GPU has no memory for a pack.
+    """
     batches = [collate(pack, model.device) for pack in packs]
     ways = dict(ON_POLICY if on_policy else objective.ways)
     counts = [sum(batch.choices if way == "labels" else len(batch.targets) for batch in batches) for way in ways]
@@ -125,9 +127,12 @@ def accumulate(
     *counts, tokens, supervised = map(int, world.sum([*counts, *totals]))
     sums = dict.fromkeys(ways, 0.0)
     for batch in batches:
-        parts = pack_losses(model, batch, objective, list(ways))
-        if gradients:
-            sum(ways[way] * part / max(1, count) for (way, part), count in zip(parts.items(), counts, strict=True)).backward()
+        try:
+            parts = pack_losses(model, batch, objective, list(ways))
+            if gradients:
+                sum(ways[way] * part / max(1, count) for (way, part), count in zip(parts.items(), counts, strict=True)).backward()
+        except torch.OutOfMemoryError:
+            raise UserError(f"no memory for {len(batch.ids)} tokens: lower --batch-tokens or give --checkpoint-activations") from None
         for way, part in parts.items():
             sums[way] += part.item()
     if gradients:

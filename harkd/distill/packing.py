@@ -83,9 +83,8 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
     entropy = -sum(p * log(p) for p in weights)
     weights_ = torch.tensor(weights, dtype=torch.float64, device=device)
     top_ = tuple(torch.cat(part).to(device) for part in zip(*top, strict=True)) if top else None
-    return Batch(
-        ids_, positions_, sequences, rows_, targets_, len(set(choice_rows)), choice_rows_, choice_targets_, weights_, entropy, top_
-    )  # fmt: skip
+    chosen = (len(set(choice_rows)), choice_rows_, choice_targets_, weights_, entropy)
+    return Batch(ids_, positions_, sequences, rows_, targets_, *chosen, top_)
 
 
 def _supervised(example: Example) -> list[int]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from harkd.distill.examples import Examples, TrainingExample, digest_into
 from harkd.distill.packing import collate, plan
@@ -33,7 +34,7 @@ def with_top_k(
     ends = torch.tensor([0, *(sum(example.mask) for example in examples)]).cumsum(0).tolist()
     digest = hashlib.sha256()
     digest_into(digest, examples)
-    if world.rank == 0 and not (path.exists() and _digest_of(path) == digest.hexdigest()):
+    if world.rank == 0 and _digest_of(path) != digest.hexdigest():
         teacher = load()
         ids, logprobs = torch.empty(ends[-1], k, dtype=torch.int32), torch.empty(ends[-1], k)
         for pack in plan(examples, batch_tokens, seed=0, epoch=0):  # examples of one prefix stand together in it, as collate lays them out
@@ -53,5 +54,7 @@ def with_top_k(
 
 
 def _digest_of(path: Path) -> str | None:
-    with safe_open(path, "pt") as file:
+    """The examples that a file is about; None where there is none, or a damaged one."""
+    with suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
         return (file.metadata() or {}).get("examples")
+    return None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from harkd.errors import UserError
 from harkd.files import read_json, write_json
-from harkd.qwen3.config import PROJECTIONS
+from harkd.qwen3.config import PROJECTIONS, Qwen3MoeConfig
 from harkd.qwen3.linear import Linear, LoraLinear, separate
 from harkd.qwen3.model import Qwen3
 from harkd.tensors import allocating, read_header, read_into, write_tensors
@@ -64,6 +64,8 @@ def add_lora(model: Qwen3, config: LoraConfig, seed: int = 0) -> dict[str, nn.Pa
     """Freeze the model and put a fresh adapter on its projections, in place. Returns the adapter's parameters by PEFT's names."""
     if _lora_layers(model):
         raise UserError("the model carries an adapter already: merge it first")
+    if isinstance(model.config, Qwen3MoeConfig):
+        raise UserError("adapters are for dense models: one with experts can be a teacher, and no student")
     separate(model).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, module in list(model.named_modules()):
@@ -109,9 +111,8 @@ def fingerprint(model: Qwen3) -> str:
     """16 hex digits that tell one base model from another: of its sizes and of the signs of some of its weights, which no dtype changes."""
     digest = hashlib.sha256(json.dumps({**model.config.to_dict(), "torch_dtype": None}, sort_keys=True).encode())
     layer = model.model.layers[-1]
-    if not hasattr(layer.mlp, "down_proj"):
-        raise UserError("adapters are for dense models: one with experts can be a teacher, and no student")
-    for weight in (model.model.embed_tokens.weight, layer.self_attn.q_proj.weight, layer.mlp.down_proj.weight):
+    mlp = getattr(layer.mlp, "experts", [layer.mlp])[-1]
+    for weight in (model.model.embed_tokens.weight, layer.self_attn.q_proj.weight, mlp.down_proj.weight):
         digest.update(torch.signbit(weight.detach()[:64]).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
