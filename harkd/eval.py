@@ -83,11 +83,10 @@ def evaluate(
     """
     from harkd.qwen3.weights import as_device
 
-    named = () if datasets else settings.data
-    datasets = datasets or [read(name, settings.options) for name in named]
+    datasets = datasets or [read(name, settings.options) for name in settings.data]
     groups = Counter(group_digest(window) for dataset in datasets for window in _windows(settings, dataset))
     models = [row for row in settings.contestants if not row.baseline]
-    inputs = digests((row.model for row in models), (row.adapter for row in models), data=named)
+    inputs = digests((row.model for row in models), (row.adapter for row in models), data=settings.data)
     folder = RunFolder(settings.out, "eval", asdict(settings), overwrite, FILES, inputs)
     if folder.result is not None:
         print(tables(folder.result["models"]))
