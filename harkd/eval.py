@@ -83,11 +83,10 @@ def evaluate(
     """
     from harkd.qwen3.weights import as_device
 
-    named = () if datasets else settings.data
-    datasets = datasets or [read(name, settings.options) for name in named]
+    datasets = datasets or [read(name, settings.options) for name in settings.data]
     groups = Counter(group_digest(window) for dataset in datasets for window in _windows(settings, dataset))
     models = [row for row in settings.contestants if not row.baseline]
-    inputs = digests((row.model for row in models), (row.adapter for row in models), data=named)
+    inputs = digests((row.model for row in models), (row.adapter for row in models), data=settings.data)
     folder = RunFolder(settings.out, "eval", asdict(settings), overwrite, FILES, inputs)
     if folder.result is not None:
         print(tables(folder.result["models"]))
@@ -98,6 +97,8 @@ def evaluate(
         check_fit(contestant.model, asked, machine)
     if any(row.adapter for row in models) and any(len(dataset.folded()) > 1 for dataset in datasets):
         print("warning: --folds scores all windows, also those that an adapter was trained on; --fold N tests one fold", file=sys.stderr)
+    if settings.split in ("train", "all") and len(models) < len(settings.contestants):
+        print(f"warning: --split {settings.split} scores baselines on the windows that they were fitted on, too", file=sys.stderr)
     as_device(machine.device)
     folder.begin()
     spent: dict[str, dict[str, Any]] = {}
@@ -199,11 +200,11 @@ def _labels(dataset: Dataset) -> list[str]:
 
 def _lost(settings: EvalSettings, dataset: Dataset) -> Iterator[tuple[str, Sequence[str]]]:
     """Group and true labels of the events that noise took from the evaluated stretch of each recording."""
-    ends: dict[tuple[str, str], int] = {}
+    ends = Counter[tuple[str, str]]()
     for window in _windows(settings, dataset) if dataset.options.noise else ():
-        ends[window.home, window.recording] = max(event.id for event in window.events)
+        ends[window.home, window.recording] = max(ends[window.home, window.recording], *(event.id for event in window.events))
     for recording, event in chain.from_iterable(part.lost(settings.split) for part in dataset.folded()):
-        if settings.limit is None or event.id < ends.get((recording.home.name, recording.id), 0):
+        if settings.limit is None or event.id < ends[recording.home.name, recording.id]:
             yield recording.group, event.labels
 
 

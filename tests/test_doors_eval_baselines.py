@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from harkd.eval import main
+from harkd.eval import EvalSettings, _lost, main
 from harkd.homes.dataset import read
 from harkd.scoring import sequence_baselines
 from harkd.scoring.baselines import BASELINES as BASELINE_NAMES
@@ -105,5 +105,25 @@ def test_with_noise_what_is_lost_is_missing_and_baselines_know_the_clean_home(ar
     limited, _ = rows("--noise", "drop=0.3", "--limit", "1")
     (window,) = list(read(mixed, noise="drop=0.3").windows())[:1]
     assert limited["events"] == max(event.id for event in window.events) + 1  # as far as the window reaches
+    code, _, _, err = outcome(main, *BASELINES, *argv[2:], "--out", tmp_path / "clean")
+    assert code == 0 and "warning" not in err
+    err = outcome(main, *BASELINES, *argv[2:], "--split", "all", "--out", tmp_path / "all")[3]
+    assert "warning: --split all scores baselines on the windows that they were fitted on, too" in err
     code, _, _, err = outcome(main, *argv, "--noise", "dropp=1")
     assert code == 2 and "'dropp=1'" in err and err.count("\n") == 1
+
+
+def test_what_is_lost_is_counted_as_far_as_windows_reach_even_where_the_last_holds_ghosts_alone(mixed):
+    ghosts_alone = 0
+    for seed in range(10):
+        dataset = read(mixed, noise="drop=0.6,ghost=0.6", noise_seed=seed)
+        windows = list(dataset.windows())
+        reach = Counter()
+        for window in windows:
+            reach[window.recording] = max(reach[window.recording], *(event.id for event in window.events))
+        last = {window.recording: window for window in windows}
+        ghosts_alone += sum(max(event.id for event in window.events) < 0 < reach[name] for name, window in last.items())
+        expected = [(it.group, event.labels) for it, event in dataset.lost() if event.id < reach[it.id]]
+        settings = EvalSettings((), mixed, "", split="all", limit=len(windows), options=dataset.options)
+        assert list(_lost(settings, dataset)) == expected and expected
+    assert ghosts_alone

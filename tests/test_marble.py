@@ -8,6 +8,7 @@ from harkd.errors import UserError
 from harkd.homes.dataset import read
 from harkd.homes.readers.marble_home import ACTIVITIES, SENSORS
 from tests.marble_files import DAY, NOON, csv, environment, labels, recording
+from tests.reader_cases import survives
 
 
 def only(root, **options):
@@ -284,3 +285,13 @@ def test_a_folder_without_recordings_or_without_sensor_file_is_told(tmp_path, in
     labels(instance, "1", (0, 9, "COOKING"))
     with pytest.raises(UserError, match="environmental.csv cannot be read: No such file"):
         read(f"marble:{tmp_path}")
+
+
+test_any_bytes = survives(
+    "marble",
+    {
+        "A2a/instance1/environmental.csv": 'sensor_id,sensor_status,ts,subject_id\r\nR7,"ON",1544696860962,"201"\r\nR7,"OFF",1544696864000,"202"\r\n',
+        "A2a/instance1/subject-201/labels.csv": "ts_start,ts_end,act\r\n1544696860000,1544696863000,COOKING\r\n1544696864000,1544696863000,TRANSITION\r\n",
+        "A2a/instance1/subject-202/labels.csv": "ts_start,ts_end,act\r\n1544696860000,1544696873000,EATING\r\n",
+    },
+)

@@ -217,7 +217,10 @@ def test_a_dataset_reads_with_noise(tmp_path):
     assert sizes.count(10) >= len(sizes) - 5 and dataset.survey().events == sum(sizes) != clean.survey().events == 300
     assert {recording.group for recording, _ in dataset.lost("test")} == {window.group for window in dataset.windows("test")}
     assert {event.state for window in read(data, noise="stuck=fridge").windows() for event in window.events} == {"opened"}
-    with pytest.raises(UserError, match="no home of .* has a sensor of that name"):
-        read(data, noise="stuck=frigde")
+    couch = [event.state for window in read("simulated:D0", noise="stuck=couch").windows() for event in window.events if event.sensor == "couch"]
+    assert len(couch) > 20 and set(couch) == {"occupied"}
+    for name, wrong in ((data, "frigde"), (data, "frid"), ("simulated:D0", "frigde")):
+        with pytest.raises(UserError, match="no home of .* has a sensor of that name"):
+            read(name, noise=f"stuck={wrong}")
     with pytest.raises(UserError, match="'drop=2'"):
         read(data, noise="drop=2")

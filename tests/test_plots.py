@@ -55,6 +55,12 @@ def test_a_timeline_shows_truth_and_prediction_of_each_resident(tmp_path):
     assert count(right, plots.UNSCORED) > 100  # what nobody wrote down
 
 
+def test_a_cross_shows_on_dark_colours_too(tmp_path):
+    """Its white edge lies on the cell of an answer."""
+    right, wrong = drawn(tmp_path, DAY, RIGHT), drawn(tmp_path, DAY, RIGHT[::-1], "wrong.png")
+    assert count(wrong, "white") > count(right, "white") + 50 and pixels(wrong).shape == pixels(right).shape
+
+
 def test_an_event_with_several_labels_shows_them_all(tmp_path):
     both = [Event(0, START, "s", "r", "on", ("COOKING", "SLEEPING"), "1, 2")]
     shown = drawn(tmp_path, both, ["SLEEPING"])
@@ -88,6 +94,19 @@ def test_size_reliability_and_curves(tmp_path):
     for name in ("size", "r", "c"):
         assert count(tmp_path / f"{name}.png", "tab:blue") > 20
     assert count(tmp_path / "c.png", "tab:orange") > 20
+
+
+@pytest.mark.parametrize("values", [[(6e8, 2.1), (8e9, 3.9), (3.2e10, 40)], [(1e5, 0.02), (3.2e10, 40)], [(6e8, 3.2)], [(6e8, 3.2), (1.7e9, 4.1)]])
+def test_the_ticks_of_the_size_curve_can_be_read(tmp_path, monkeypatch, values):
+    figures, save = [], plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, *rest: figures.append(figure) or save(figure, *rest))
+    rows = [{"name": f"m{n}", "parameters": n, "weighted_f1": 0.5, "weighted_f1_interval": None, "seconds_per_window": s} for n, s in values]
+    plots.size_curve(tmp_path / "size.png", rows)
+    for axes in figures[0].axes:
+        shown = [label for label in axes.get_xticklabels(which="both") if label.get_text()]
+        boxes = [label.get_window_extent() for label in shown]
+        boxes = sorted(box.extents.tolist() for box in boxes if axes.bbox.x0 - 1 <= (box.x0 + box.x1) / 2 <= axes.bbox.x1 + 1)
+        assert len(boxes) >= 2 and all(left[2] + 2 < right[0] for left, right in zip(boxes, boxes[1:])), [label.get_text() for label in shown]
 
 
 def test_without_matplotlib_it_is_told_and_importing_needs_none(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Curves over levels of noise and over weeks: what changes, when, and for whom."""
 
 import json
+import re
 
 import pytest
 
@@ -61,6 +62,22 @@ def test_curves_of_noise(tmp_path):
     assert code == 0 and [row["data"] for row in result["models"]] == ["clean", "drop=0.2", "drop=0.5"]
     missing = [row["missing"] for row in result["models"]]
     assert missing[0] == 0 < missing[1] < missing[2] and [dataset.options.noise for dataset in levels("simulated:D3", ["", "ghost=1"], ReadOptions())] == ["", "ghost=1"]
-    for flags, message in ((["--drift", "--data", "marble:x"], "--drift needs a simulated home"), ([], "is required"), (["--level", "dropp=1"], "'dropp=1'")):
+    code, _, _, err = outcome(main, *argv[:-3], "simulated:D4", *argv[-2:], "--level", "", "--level", "drop=0.2", "--level", "drop=0.5")
+    assert code == 2 and "holds a run with other settings (data.0: 'simulated:D3', now 'simulated:D4')" in err
+    for flags, message in (
+        (["--drift", "--data", "marble:x"], "--drift needs a simulated home"), ([], "is required"), (["--level", "dropp=1"], "'dropp=1'"),
+        (["--level", "", "--noise", "drop=0.1"], "--level names the noise"), (["--drift", "--folds", "3"], "--drift has days of its own"),
+        (["--level", "", "--limit", "0"], "--limit must be at least 1"),
+    ):  # fmt: skip
         code, _, _, err = outcome(main, tmp_path / "other", *argv[1:], *flags)
         assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_the_report_shows_the_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    argv = (tmp_path / "out", "--model", "baseline:sensor", "--data", "simulated:D3", "--limit", 5, "--level", "", "--level", "drop=0.5", "--report")
+    code, result, _, _ = outcome(main, *argv)
+    text = (tmp_path / "out/eval/report.md").read_text()
+    assert code == 0 and "![noise](../noise.png)" in text and all(f"{row['weighted_f1']:.3f}" in text for row in result["models"])
+    assert "## clean" in text and "## drop=0.5" in text and '"command": "python -m tools.robustness' in text
+    assert all((tmp_path / "out/eval" / name).exists() for name in re.findall(r"\]\((.*?)\)", text))

@@ -13,12 +13,13 @@ Drift: baselines learn from the first two weeks. The next two are as these were;
     resident    somebody moves in
 
 `nothing`, `sensor` and `routine` are scored over the same events. A model is not trained here: it is scored as it
-is. OUT holds one run of harkd.eval and a picture for each curve; the last line is JSON, as harkd.eval's.
+is. OUT holds one run of harkd.eval, with --report its report.md, and a picture for each curve; the last line is JSON, as harkd.eval's.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,8 @@ from typing import Any
 from harkd.contestants import contestants
 from harkd.doors import Parser, add_model_arguments, add_sampling_arguments, enter, guiding_of, machine_of, sampling_of
 from harkd.errors import UserError
-from harkd.eval import EvalSettings, evaluate
+from harkd.eval import EvalSettings, evaluate, report
+from harkd.files import write_text
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.events import Event, Recording, Window
 from harkd.homes.simulated import House, _events, house
@@ -93,20 +95,31 @@ def levels(name: str, specs: Sequence[str], options: ReadOptions) -> list[Datase
 def run(argv: Sequence[str] | None) -> dict[str, Any]:
     """Evaluate, draw, and return eval's result."""
     args = _arguments(argv)
+    options = read_options(args)
     if args.drift and not args.data.startswith("simulated:"):
         raise UserError("--drift needs a simulated home: --data simulated:D3, say")
-    found = drift(args.data.partition(":")[2]) if args.drift else {"noise": levels(args.data, args.level, read_options(args))}
+    if options.noise or args.drift and options != ReadOptions():
+        raise UserError("--level names the noise, and --drift has days of its own: leave --noise and such flags of data out")
+    if args.report:
+        plots.need()
+    found = drift(args.data.partition(":")[2]) if args.drift else {"noise": levels(args.data, args.level, options)}
     datasets = {dataset.name: dataset for curve in found.values() for dataset in curve}  # all kinds begin with the same weeks
     rows = contestants(args.model, args.adapter, args.thinking)
     rows = [row if row.baseline else replace(row, sampling=sampling_of(args, row.thinking)) for row in rows]
-    how = {"limit": args.limit, "options": read_options(args), "dtype": args.dtype, "guiding": guiding_of(args)}
-    settings = EvalSettings(tuple(rows), tuple(datasets), f"{args.out}/eval", **how)
+    how = {"limit": args.limit, "options": options, "dtype": args.dtype, "guiding": guiding_of(args)}
+    settings = EvalSettings(tuple(rows), (args.data, *datasets), f"{args.out}/eval", **how)
     result = evaluate(settings, machine=machine_of(args), datasets=list(datasets.values()))
     scores = {(row["data"], row["name"]): (row["weighted_f1"] or 0.0, row["weighted_f1_interval"]) for row in result["models"]}
     for kind, curve in found.items() if plots.installed() else ():
         lines = {row.name: [scores[dataset.name, row.name] for dataset in curve] for row in rows}
         places = [dataset.name.removeprefix(f"{kind}, ") for dataset in curve]
         plots.curves(Path(args.out) / f"{kind}.png", lines, places, f"{args.data}: {kind}")
+    if args.report:
+        command = shlex.join(["python", "-m", "tools.robustness", *(sys.argv[1:] if argv is None else argv)])
+        report(settings, result, command, list(datasets.values()))
+        path = Path(settings.out) / "report.md"
+        write_text(path, "\n\n".join(["# Curves", *(f"![{kind}](../{kind}.png)" for kind in found), path.read_text(encoding="utf-8")]))
+        print(f"the report is in {path}")
     return result
 
 
@@ -120,10 +133,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     kind.add_argument("--level", action="append", help='a level of noise, as --noise of harkd.eval, several times; "" is none')
     kind.add_argument("--drift", action="store_true", help="weeks of a simulated home in place of noise")
     parser.add_argument("--limit", type=int, help="only the first so many windows of each level or period")
+    parser.add_argument("--report", action="store_true", help="write eval/report.md, which shows the curves too")
     parser.add_switch("--thinking", None, "as for harkd.eval")
     for add in (add_data_arguments, add_model_arguments, add_sampling_arguments):
         add(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    parser.at_least_one(args, "limit", "batch", "cache_tokens")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

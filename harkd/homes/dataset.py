@@ -160,9 +160,19 @@ def group_digest(of: Window | Any) -> str:
 def read(data: str, options: ReadOptions = ReadOptions(), **overrides: Any) -> Dataset:
     """Open `READER:PATH`. `overrides` are fields of ReadOptions: `read("marble:PATH", transition="label")`."""
     options = replace(options, **overrides)
+    homes, recordings = _opened(data, options)
+    stuck = parse_noise(options.noise).stuck
+    names = (name for home in homes for _, sensors in home.rooms for sensor in sensors for name in (sensor, sensor.rpartition(" (")[0]))
+    if isinstance(stuck, str) and stuck not in names:
+        raise UserError(f"--noise stuck={stuck}: no home of {data} has a sensor of that name")
+    return Dataset(data, homes, recordings, options)
+
+
+def _opened(data: str, options: ReadOptions) -> tuple[tuple[Home, ...], tuple[Recording, ...]]:
+    """The homes and recordings of `READER:PATH`. Raises UserError where there is no such reader or folder."""
     reader, _, path = data.partition(":")
     if reader == "simulated":
-        return Dataset(data, *simulated.read(path), options)
+        return simulated.read(path)
     known = ", ".join(["simulated", *(f"{name}:PATH" for name in READERS)])
     if reader not in READERS:
         raise UserError(f"unknown data {data!r}: name it as READER:PATH, one of {known}")
@@ -171,8 +181,4 @@ def read(data: str, options: ReadOptions = ReadOptions(), **overrides: Any) -> D
     folder = Path(os.path.expanduser(path))  # leaves ~nobody as it is, where Path.expanduser raises
     if not os.path.isdir(folder):  # False too where no name can be so long
         raise UserError(f"{data!r}: there is no folder {path}")
-    homes, recordings = READERS[reader](folder, options)
-    stuck = parse_noise(options.noise).stuck
-    if isinstance(stuck, str) and not any(stuck in sensor for home in homes for _, sensors in home.rooms for sensor in sensors):
-        raise UserError(f"--noise stuck={stuck}: no home of {data} has a sensor of that name")
-    return Dataset(data, homes, recordings, options)
+    return READERS[reader](folder, options)

@@ -60,8 +60,8 @@ def timeline(path: Path, events: Sequence[Event], predicted: Sequence[str | None
                 height = 0.9 / max(1, len(true))
                 axes.bar(x, height, 1, y - 0.45 + part * height, align="edge", color=colour.get(label, UNSCORED))
             axes.bar(x, 0.9, 1, y + 0.55, align="edge", color=colour.get(said, "none"), edgecolor=None if said else UNSCORED)
-            if true and said not in true:
-                axes.plot(x + 0.5, y + 1, "x", color=INK, markersize=4, markeredgewidth=1)
+            for ink, width in (("white", 3), (INK, 1)) if true and said not in true else ():  # a white edge shows on dark colours
+                axes.plot(x + 0.5, y + 1, "x", color=ink, markersize=4, markeredgewidth=width)
         names = [f"{resident or 'unknown'} {lane}" for resident in residents for lane in ("truth", "predicted")]
         axes.set_yticks(range(lanes), names, fontsize=8)
         axes.set_xticks(range(0, len(stretch), 8), [f"{event.time:%H:%M:%S}" for event in stretch[::8]], fontsize=8)
@@ -115,6 +115,8 @@ def reliability(path: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
 def size_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw the weighted F1 of the models of one data set against their parameters and their seconds per window; baselines are lines."""
     figure = _figure(9, 3.6 + 0.2 * -(-len(rows) // 2))
+    from matplotlib.ticker import EngFormatter, LogLocator
+
     panels = zip(figure.subplots(1, 2, sharey=True), ("parameters", "seconds_per_window"), ("parameters", "seconds per window"))
     for axes, key, heading in panels:
         for row, colour in zip(rows, _colours()):
@@ -126,6 +128,12 @@ def size_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
                 spread = [[value - limits[0]], [limits[1] - value]] if limits else None
                 axes.errorbar(row[key], value, spread, fmt="o", color=colour, capsize=3, label=name)
         axes.set(xscale="log", xlabel=heading, ylim=(0, 1))
+        lowest, highest = axes.get_xlim()
+        if highest < 5 * lowest:  # no two of 1, 2, 5, 10 need lie in between
+            axes.set_xlim(lowest / 2.5, highest * 2.5)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 200 * lowest else (1,)))
+        axes.xaxis.set_major_formatter(EngFormatter() if key == "parameters" else "{x:g}")
+        axes.xaxis.set_minor_formatter("")
     figure.axes[0].set_ylabel("weighted F1")
     _save(figure, path, 2)
 
