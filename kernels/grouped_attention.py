@@ -6,10 +6,11 @@ rows for each key head. Stretches of tokens meet the prefix in one product, then
     S = [k_prefix; k_own] (q / sqrt(D))^T    [K, m, R]      p = softmax_m(S)      out = p_prefix^T v_prefix + p_own^T v_own    [K, R, D]
 
 Keys come first in the product, because oneDNN takes [n, K, D] read as [K, n, D] more readily than its transpose. Scores are rounded to q's
-dtype, as in Hugging Face's eager attention. Single tokens (decoding) have too few rows for that: torch's fused product gives the prefix's
-part, for all of them at once, and each one's own part, which are joined as in flash decoding (arXiv 2205.14135):
+dtype, as in Hugging Face's eager attention. Single tokens (decoding) have too few rows for that: a sequence's keys pass through the
+processor's caches in float32, at no cost beside their reading, scores stay in float32, and one sum of weighted rows of the cache
+(`embedding_bag`) gives what all of them take from their own values. The largest p is 1, and not rounded:
 
-    out = sum_c exp(lse_c - lse) out_c,    lse = log sum_c exp(lse_c)
+    p = exp(S - max_m(S))      out = (sum_own p_j v_j + sum_prefix p_j v_j) / sum_m(p)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harkd.kernels.attention import CacheLayer, Sequences, read
@@ -35,16 +37,16 @@ class Piece(NamedTuple):
 
 def grouped_attention(q: Tensor, sequences: Sequences, cache_layer: CacheLayer) -> Tensor:
     """Attention of q [T, H, D] over prefixes and own tokens that lie in the cache, the new ones too. Returns [T, H, D]."""
-    if "blocks" not in sequences.work:
-        sequences.work["blocks"] = _blocks(sequences)
     out = torch.empty_like(q)
-    heads = cache_layer.keys.shape[2]
-    for prefix, tokens, pieces in sequences.work["blocks"]:
+    page, heads = cache_layer.keys.shape[1:3]
+    if "blocks" not in sequences.work:
+        sequences.work["blocks"] = [(*block, _places(sequences, block[2], page, heads, q.shape[1])) for block in _blocks(sequences)]
+    for prefix, tokens, pieces, places in sequences.work["blocks"]:
         some = q[tokens].unflatten(1, (heads, -1)).transpose(0, 1)  # [K, n, G, D]
         own = [(piece, *read(cache_layer, sequences.tables[0][piece.s], piece.keys)) for piece in pieces]
         shared = None if prefix < 0 else read(cache_layer, sequences.tables[1][prefix], sequences.prefixes[prefix][0])
-        single = all(piece.last - piece.first == 1 for piece in pieces)
-        out[tokens] = (_singles if single else _stretches)(some, shared, own).transpose(0, 1).flatten(1, 2)
+        done = _stretches(some, shared, own) if places is None else _singles(some, shared, own, cache_layer.values, places)
+        out[tokens] = done.transpose(0, 1).flatten(1, 2)
     return out
 
 
@@ -88,13 +90,36 @@ def _stretches(q: Tensor, shared: tuple[Tensor, Tensor] | None, own: list[tuple[
     return out.unflatten(1, (n, group))
 
 
-def _singles(q: Tensor, shared: tuple[Tensor, Tensor] | None, own: list[tuple[Piece, Tensor, Tensor]]) -> Tensor:
-    """As `_stretches`, where every piece is one token: it sees all keys, and the heads of a group are the rows of one product."""
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    parts = [fused(q[None, :, i], keys[None], values[None]) for i, (_, keys, values) in enumerate(own)]
-    out, lse = (torch.stack(part, 2)[0] for part in zip(*parts, strict=True))  # [K, n, G, D], [K, n, G]
-    if not shared or not shared[0].shape[1]:
-        return out
-    shared_out, shared_lse = fused(q.flatten(1, 2)[None], shared[0][None], shared[1][None])  # [1, K, R, D], [1, K, R]
-    weight = (shared_lse.view_as(lse) - lse).sigmoid()[..., None]  # of the prefix's part
-    return torch.lerp(out.to(weight.dtype), shared_out.view_as(out).to(weight.dtype), weight).to(q.dtype)
+def _places(sequences: Sequences, pieces: list[Piece], page: int, kv_heads: int, heads: int) -> Tensor | None:
+    """Where each query head's own values lie among the heads of all tokens of the cache, [n H, m]: the first again behind the last.
+
+    None where the pieces are more than one token each.
+    """
+    if any(piece.last - piece.first > 1 for piece in pieces):
+        return None
+    lengths, tables = torch.tensor([piece.keys for piece in pieces]), sequences.block_table[[piece.s for piece in pieces]].long()
+    i = torch.arange(int(lengths.max())).expand(len(pieces), -1)
+    i = torch.where(i < lengths[:, None], i, 0)
+    slots = tables.gather(1, i // page) * page + i % page
+    return (slots[:, None] * kv_heads + torch.arange(heads)[:, None] // (heads // kv_heads)).flatten(0, 1)
+
+
+def _singles(
+    q: Tensor, shared: tuple[Tensor, Tensor] | None, own: list[tuple[Piece, Tensor, Tensor]], values: Tensor, places: Tensor
+) -> Tensor:
+    """As `_stretches`, where every piece is one token, which sees all keys; its own values are read from the cache's."""
+    kv_heads, n, group, dim = q.shape
+    prefix, wide = shared[0].shape[1] if shared else 0, torch.promote_types(q.dtype, torch.float32)
+    rows = q.to(wide) * dim**-0.5
+    scores = rows.new_full((n, kv_heads, group, prefix + places.shape[1]), -torch.inf)
+    for i, (piece, keys, _) in enumerate(own):
+        scores[i, ..., prefix : prefix + piece.keys] = rows[:, i] @ keys.to(wide).mT
+    if prefix:
+        scores[..., :prefix] = (rows.flatten(1, 2) @ shared[0].to(wide).mT).view(kv_heads, n, group, prefix).transpose(0, 1)
+    p = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    total, p = p.sum(-1, keepdim=True), p.to(q.dtype)
+    out = F.embedding_bag(places, values.view(-1, dim), mode="sum", per_sample_weights=p[..., prefix:].reshape(places.shape))
+    out = out.view(n, kv_heads, group, dim).to(wide)
+    if prefix:
+        out += (p[..., :prefix].transpose(0, 1).flatten(1, 2) @ shared[1]).view(kv_heads, n, group, dim).transpose(0, 1)
+    return (out / total).to(q.dtype).transpose(0, 1)
