@@ -42,7 +42,7 @@ FILES = ("adapter_config.json", "harkd.json", "metrics.jsonl", *(f"{name}.safete
 # what is not asked for; the models that ship know less to begin with, are small enough for a large adapter, and learn from so few traces
 # that the best of a dozen held out are found behind the first epoch
 USUAL = {"lora_rank": 16, "lora_alpha": 32.0, "epochs": 3, "batch_tokens": 8192, "validation": 0.1}
-NANO = {"lora_rank": 64, "lora_alpha": 64.0, "epochs": 12, "batch_tokens": 4096, "validation": 0.0}
+NANO = {"lora_rank": 64, "lora_alpha": 64.0, "epochs": 8, "batch_tokens": 4096, "validation": 0.0}
 
 
 def train(

@@ -58,6 +58,7 @@ SIZES = {  # hidden, intermediate, layers, heads, key/value heads
     "nano-student": (24, 64, 2, 2, 2),
 }
 TOKENIZER_HOMES, HELD_OUT, NAMES, PARTS = 300, 10**6, 10**7, 2 * 10**7  # how many, and the first number of the others
+DAYS = 28  # of a home, from which days are drawn
 TOLD = 0.25  # chance of a part of a prompt to be told, where not all are
 REASONED = 0.875  # share of the answers that stand behind a thought
 LICENCE = Path(__file__).parents[1] / "LICENSE"
@@ -138,7 +139,7 @@ def names(number: int) -> list[Lesson]:
 def parts(number: int) -> list[Lesson]:
     """A home of P told of in part: its names, and two to six events from all over a day."""
     drawn, rng = house(f"P{PARTS + number}"), Random(f"parts {number}")
-    system, window = system_part(drawn.home, rng, TOLD), scattered(rng.choice(recordings(drawn)), rng)
+    system, window = system_part(drawn.home, rng, TOLD), scattered(rng.choice(recordings(drawn, DAYS)), rng)
     few = replace(window, events=window.events[: rng.randint(2, 6)])
     return [naming(drawn, system, rng), lesson(system, few, rng)]
 
@@ -146,7 +147,7 @@ def parts(number: int) -> list[Lesson]:
 def homes(number: int, count: int) -> list[Lesson]:
     """Home P`number` told of in whole: its names, events from all over a day, and `count` windows of another day."""
     drawn, rng = house(f"P{number}"), Random(f"homes {number}")
-    system, (one, other) = system_message(drawn.home), rng.sample(recordings(drawn), 2)
+    system, (one, other) = system_message(drawn.home), rng.sample(recordings(drawn, DAYS), 2)
     found = [window for window in windows(other) if true_answer(window)]
     asked = [scattered(one, rng), *rng.sample(found, min(count, len(found)))]
     return [naming(drawn, system, rng), *(lesson(system, window, rng) for window in asked)]

@@ -28,7 +28,7 @@ from harkd.homes.events import Event, Home, Label, Recording, Window
 from harkd.homes.simulated_world import ACTIVITIES, KINDS, MOTION_NAMES, ROOMS, RULES, THINGS
 
 FAMILIES = {"P": range(0, 12), "D": range(12, 14), "T": range(14, 16)}  # shares of a hash's 16 values
-DAYS = 28
+DAYS = 56
 FIRST_DAY = datetime(2024, 1, 1)
 OPTIONAL = ("console", "lamp", "computer", "cabinet", "wardrobe", "coats", "shower", "toilet")
 MISSING_OFF = 0.03  # share of ends that no sensor reports
@@ -101,10 +101,10 @@ def house(name: str) -> House:
     return replace(drawn, home=replace(drawn.home, example=example[start : start + 4]))
 
 
-def recordings(home: House) -> tuple[Recording, ...]:
-    """DAYS days of a home, one recording each."""
-    days = (f"day{number:02d}" for number in range(1, DAYS + 1))
-    return tuple(Recording(day, home.home, day, home.residents, partial(_events, home, int(day[3:]))) for day in days)
+def recordings(home: House, days: int = DAYS) -> tuple[Recording, ...]:
+    """So many days of a home, one recording each."""
+    numbers = range(1, days + 1)
+    return tuple(Recording(f"day{n:02d}", home.home, f"day{n:02d}", home.residents, partial(_events, home, n)) for n in numbers)
 
 
 def _drawn(family: range, draw: Callable[[], Drawn]) -> Drawn:
