@@ -79,7 +79,7 @@ def test_folds_pool_what_was_predicted_out_of_fold(tmp_path):
     expected = score(truth, said, dataset.homes[0].label_names)
     row = metrics(tmp_path / "folds")["models"][1]
     assert code == 0 and row["confusion"]["counts"] == expected.to_dict()["confusion"]["counts"] and row["weighted_f1"] == expected.weighted_f1
-    assert row["windows"] == len(list(dataset.windows())) and row["groups"] == 28 and row["intervals"]["weighted_f1"] is not None
+    assert row["windows"] == len(list(dataset.windows())) and row["groups"] == 56 and row["intervals"]["weighted_f1"] is not None
     assert "too few" not in text and result["models"][1]["weighted_f1_interval"] == row["intervals"]["weighted_f1"]
     run(main, *SENSOR, "--data", data, "--folds", k, "--fold", 2, "--out", tmp_path / "second")
     assert metrics(tmp_path / "second")["models"][0]["windows"] == len(list(dataset.folded()[1].windows("test")))
@@ -99,8 +99,8 @@ def test_what_a_split_leaves_out_is_told(tmp_path):
 
 
 def test_few_groups_are_told_and_what_to_do(tmp_path):
-    _, _, text, _ = outcome(main, *SENSOR, "--data", "simulated:D3", "--out", tmp_path / "out")
-    assert "6 groups are too few for intervals, which need 8: --folds K scores all groups" in text
+    _, _, text, _ = outcome(main, *SENSOR, "--data", "simulated:D3", "--limit", 60, "--out", tmp_path / "out")
+    assert "4 groups are too few for intervals, which need 8: --folds K scores all groups" in text
     code, _, _, err = outcome(main, *SENSOR, "--data", "simulated:D3", "--folds", "4", "--split", "train", "--out", tmp_path / "split")
     assert code == 2 and "--folds tests each fold in turn: leave --split train out" in err and not (tmp_path / "split").exists()
 
@@ -114,10 +114,10 @@ def test_other_units_reach_the_baselines(tmp_path):
         by_day.setdefault(window.recording, []).append(window)
     days = list(by_day.values())
     labels = read("simulated:D3").homes[0].label_names
-    fitted = SensorLookup.fit((window for day in days[:17] for window in day), labels)
-    test = [window for day in days[-6:] for window in day]
+    fitted = SensorLookup.fit((window for day in days[:37] for window in day), labels)
+    test = [window for day in days[-11:] for window in day]
     expected = score([event.labels for w in test for event in w.events], [label for w in test for label in fitted.predict(w)], labels)
-    assert row["groups"] == 6 and row["weighted_f1"] == expected.weighted_f1
+    assert row["groups"] == 11 and row["weighted_f1"] == expected.weighted_f1
 
 
 def test_data_sets_may_be_given_in_place_of_names(tmp_path):
