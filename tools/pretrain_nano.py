@@ -58,7 +58,7 @@ SIZES = {  # hidden, intermediate, layers, heads, key/value heads
     "nano-student": (24, 64, 2, 2, 2),
 }
 TOKENIZER_HOMES, HELD_OUT, NAMES, PARTS = 300, 10**6, 10**7, 2 * 10**7  # how many, and the first number of the others
-DAYS = 28  # of a home, from which days are drawn
+DAYS = range(1, 29)  # of a home, from which days are drawn
 TOLD = 0.25  # chance of a part of a prompt to be told, where not all are
 REASONED = 0.875  # share of the answers that stand behind a thought
 LICENCE = Path(__file__).parents[1] / "LICENSE"

@@ -24,7 +24,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from harkd.eval import EvalSettings, evaluate, report
 from harkd.files import write_text
 from harkd.homes.dataset import Dataset, ReadOptions, add_data_arguments, read, read_options
 from harkd.homes.events import Event, Recording, Window
-from harkd.homes.simulated import House, _events, house
+from harkd.homes.simulated import house, recordings
 from harkd.scoring import plots
 
 LEARNT, PERIOD, PERIODS = 14, 14, 3  # days
@@ -67,24 +67,20 @@ def drift(name: str) -> dict[str, list[Dataset]]:
     """The periods of a simulated home such as "D3", by what changes after the first."""
     home = house(name)
     grown = replace(home, residents=(*home.residents, f"R{len(home.residents) + 1}"))
-    learnt = _days(home, 1, LEARNT)
+    learnt = recordings(home, range(1, LEARNT + 1))
     busiest, _ = Counter(event.sensor for day in learnt for event in day.events()).most_common(1)[0]
     found: dict[str, list[Dataset]] = {}
     for kind in ("nothing", "sensor", "routine", "resident"):
         for period in range(PERIODS):
             first = LEARNT + 1 + period * PERIOD
-            days = _days(grown if kind == "resident" and period else home, first, first + PERIOD - 1)  # the same draws, but for who is new
+            there = grown if kind == "resident" and period else home  # the same draws, but for who is new
+            days = recordings(there, range(first, first + PERIOD))
             weeks = f"days {first} to {first + PERIOD - 1}"
             options = ReadOptions(noise=LATER if kind == "routine" and period else "")
             dead = busiest if kind == "sensor" and period else ""
             data = Weeks(f"{kind}, {weeks}" if period else weeks, (home.home,), (*learnt, *days), options, dead)
             found.setdefault(kind, []).append(data)
     return found
-
-
-def _days(home: House, first: int, last: int) -> tuple[Recording, ...]:
-    names = ((number, f"day{number:02d}") for number in range(first, last + 1))
-    return tuple(Recording(name, home.home, name, home.residents, partial(_events, home, number)) for number, name in names)
 
 
 def levels(name: str, specs: Sequence[str], options: ReadOptions) -> list[Dataset]:

@@ -101,10 +101,9 @@ def house(name: str) -> House:
     return replace(drawn, home=replace(drawn.home, example=example[start : start + 4]))
 
 
-def recordings(home: House, days: int = DAYS) -> tuple[Recording, ...]:
-    """So many days of a home, one recording each."""
-    numbers = range(1, days + 1)
-    return tuple(Recording(f"day{n:02d}", home.home, f"day{n:02d}", home.residents, partial(_events, home, n)) for n in numbers)
+def recordings(home: House, days: range = range(1, DAYS + 1)) -> tuple[Recording, ...]:
+    """These days of a home, one recording each."""
+    return tuple(Recording(f"day{n:02d}", home.home, f"day{n:02d}", home.residents, partial(_events, home, n)) for n in days)
 
 
 def _drawn(family: range, draw: Callable[[], Drawn]) -> Drawn:
