@@ -25,7 +25,7 @@ from harkd.homes.dataset import content_digest
 from harkd.homes.prompt import TEMPLATE_VERSION
 from harkd.memory import peak_memory
 from harkd.recognition import Guiding, Machine
-from harkd.sampling.request import Sampling, recommended
+from harkd.sampling.request import BATCH, Sampling, recommended
 
 DEFAULT_RUNS = "runs/default"  # what the doors read and write where they are told nothing,
 TEACHER, STUDENT, SIMULATED, TRANSFER = "nano-teacher", "nano-student", "simulated", "simulated:T0"  # with what ships with the package
@@ -97,7 +97,7 @@ def add_sampling_arguments(parser: Parser, guided: bool = True) -> None:
     if guided:
         group.add_argument("--guided", action="store_true", help="choose the labels alone: the answer's form is given, and never malformed")
         group.add_argument("--exact-probabilities", action="store_true", help="with --guided: of every label, even where some begin alike")
-    group.add_argument("--batch", type=int, default=16, help="completions written at once")
+    group.add_argument("--batch", type=int, default=BATCH, help="completions written at once")
     group.add_argument("--cache-tokens", type=int, help="room of the key/value cache; what the free memory allows")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from harkd.errors import UserError
 from harkd.recognition import read_answer
-from harkd.sampling.request import Request, Sampling
+from harkd.sampling.request import BATCH, Request, Sampling
 from harkd.scoring.metrics import score
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ def _write(model: Qwen3, tokenizer: Tokenizer, examples: Sequence[TrainingExampl
         Request(e.window, tokenizer.decode(e.ids[: e.mask.index(True)]), tokenizer.decode(e.prefix), number, sampling)
         for number, e in enumerate(examples)
     ]
-    batch, most = 16, 65536  # as the doors have them, where so much is of use
+    most = 65536  # tokens, where so many are of use
     own = sorted((e.mask.index(True) + sampling.max_new_tokens + PAGE for e in examples), reverse=True)
-    tokens = min(most, sum(own[:batch]) + sum(len(prefix) + PAGE for prefix in {tuple(e.prefix) for e in examples}))
-    return sorted(Generator(model, tokenizer, batch, tokens).generate(requests), key=lambda done: done.request.sample)
+    tokens = min(most, sum(own[:BATCH]) + sum(len(prefix) + PAGE for prefix in {tuple(e.prefix) for e in examples}))
+    return sorted(Generator(model, tokenizer, cache_tokens=tokens).generate(requests), key=lambda done: done.request.sample)
 
 
 def rollout(model: Qwen3, tokenizer: Tokenizer, sampling: Sampling) -> Callable[[Sequence[TrainingExample], int], list[TrainingExample]]:

@@ -18,7 +18,7 @@ from harkd.homes.dataset import Dataset
 from harkd.homes.events import Home, Window
 from harkd.homes.prompt import TEMPLATE_VERSION, prompt
 from harkd.qwen3.template import chat, split_prefix
-from harkd.sampling.request import Request, Sampling
+from harkd.sampling.request import BATCH, Request, Sampling
 
 if TYPE_CHECKING:
     from harkd.distributed import World
@@ -30,7 +30,7 @@ class Machine:
     """Where a model runs, on how many windows at once, with how much room, in how many processes: nothing that changes what is asked."""
 
     device: str | None = None
-    batch: int = 16
+    batch: int = BATCH
     cache_tokens: int | None = None  # as many as the free memory allows
     tensor_parallel: int = 1
 

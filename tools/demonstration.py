@@ -21,7 +21,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -82,22 +82,21 @@ def ways(seed: int, home: str, out: Path) -> dict[str, TrainSettings]:
     }
 
 
-def one_seed(seed: int, out: Path, made: Callable[[int, str, Path], dict[str, TrainSettings]]) -> dict[str, dict[str, float]]:
-    """Weighted F1 of every row on both homes, and the seconds of each training."""
-    home, other = f"simulated:D{seed}", f"simulated:T{seed}"
-    runs = made(seed, home, out)
+def one_seed(seed: int, out: Path, runs: Mapping[str, TrainSettings]) -> dict[str, dict[str, float]]:
+    """Train what is to be trained. Weighted F1 of every row on both homes, and the seconds of each training."""
     for settings in runs.values():
         train(settings)
-    of = {settings.out: f"student, {name}" for name, settings in runs.items()}
-    rows = contestants([TEACHER, STUDENT, *BASELINES], list(of), None)
-    rows = [row for row in rows if row.baseline or row.adapter or row.thinking]
-    plain = {TEACHER: "teacher", STUDENT: "student before"}
-    named = {row.name: of.get(row.adapter) or plain.get(row.model, row.model) for row in rows}
-    found = {}
-    for place, data in (("D", home), ("T", other)):
-        scored = evaluate(EvalSettings(tuple(rows), data, f"{out}/eval-{made.__name__}-{place}"))
-        found[place] = {named[model["name"]]: model["weighted_f1"] for model in scored["models"]}
-    found["seconds"] = {of[run.out]: read_json(Path(run.out) / "cost.json")["seconds"] for run in runs.values()}
+    named = {TEACHER: "teacher", STUDENT: "student before"}
+    found: dict[str, dict[str, float]] = {}
+    for place, data in (("D", f"simulated:D{seed}"), ("T", f"simulated:T{seed}")):
+        rows = contestants([TEACHER, STUDENT, *BASELINES], [], None)
+        scored = {of["name"]: of for of in evaluate(EvalSettings(tuple(rows), data, f"{out}/eval-{place}"))["models"]}
+        found[place] = {named.get(row.model, row.model): scored[row.name]["weighted_f1"] for row in rows}
+        for name, settings in runs.items():  # each by itself, so that others may join later
+            rows = [row for row in contestants([STUDENT], [settings.out], None) if row.adapter]
+            (of,) = evaluate(EvalSettings(tuple(rows), data, f"{settings.out}-{place}"))["models"]
+            found[place][f"student, {name}"] = of["weighted_f1"]
+    found["seconds"] = {f"student, {name}": read_json(Path(run.out) / "cost.json")["seconds"] for name, run in runs.items()}
     return found
 
 
@@ -113,9 +112,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
     parser.add_argument("--ways", action="store_true", help="compare the ways to learn (--learn) instead of what is learnt from")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="train by these rows alone, such as 'correct traces'")
     args = parser.parse_args(argv)
-    made = ways if args.ways else controls
-    found = {seed: one_seed(seed, args.out / str(seed), made) for seed in args.seeds}
+    made, found = ways if args.ways else controls, {}
+    for seed in args.seeds:
+        out = args.out / str(seed)
+        runs = made(seed, f"simulated:D{seed}", out)
+        if unknown := set(args.only or ()) - runs.keys():
+            parser.error(f"--only: there is no {unknown.pop()!r}, but {', '.join(runs)}")
+        found[seed] = one_seed(seed, out, {name: runs[name] for name in args.only or runs})
     first = found[args.seeds[0]]
     table, result = [["", "D, held-out days", "median", "T, another home", "median", "seconds"]], {}
     for row in sorted(first["D"], key=[*BASELINES, "student before", *first["seconds"], "teacher"].index):

@@ -22,7 +22,7 @@ from harkd.qwen3.cache import cache_of
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import Tokenizer
 from harkd.sampling.intake import Intake
-from harkd.sampling.request import Request, Sampling
+from harkd.sampling.request import BATCH, Request, Sampling
 from harkd.sampling.sampler import sample, uniform
 from harkd.sampling.sequence import Run, Sequence, pack
 
@@ -56,7 +56,7 @@ class Generator:
     """
 
     def __init__(
-        self, model: Qwen3, tokenizer: Tokenizer, batch: int = 16, cache_tokens: int | None = None, page_size: int = PAGE,
+        self, model: Qwen3, tokenizer: Tokenizer, batch: int = BATCH, cache_tokens: int | None = None, page_size: int = PAGE,
         step_tokens: int = 1024,
     ) -> None:  # fmt: skip
         if min(batch, page_size, step_tokens) < 1 or (cache_tokens is not None and cache_tokens < 1):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from harkd.errors import UserError
 
+BATCH = 64  # completions written at once, where nothing else is said
+
 
 @dataclass(frozen=True)
 class Sampling:
