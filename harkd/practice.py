@@ -33,7 +33,7 @@ def _write(model: Qwen3, tokenizer: Tokenizer, examples: Sequence[TrainingExampl
     most = 65536  # tokens, where so many are of use
     own = sorted((e.mask.index(True) + sampling.max_new_tokens + PAGE for e in examples), reverse=True)
     tokens = min(most, sum(own[:BATCH]) + sum(len(prefix) + PAGE for prefix in {tuple(e.prefix) for e in examples}))
-    return sorted(Generator(model, tokenizer, cache_tokens=tokens).generate(requests), key=lambda done: done.request.sample)
+    return sorted(Generator(model, tokenizer, BATCH, tokens).generate(requests), key=lambda done: done.request.sample)
 
 
 def rollout(model: Qwen3, tokenizer: Tokenizer, sampling: Sampling) -> Callable[[Sequence[TrainingExample], int], list[TrainingExample]]:

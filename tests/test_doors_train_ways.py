@@ -104,7 +104,7 @@ def test_what_a_student_writes_follows_its_prompt_and_is_scored(model, mixed):
     from harkd import practice
     from harkd.distill.examples import examples_from_truth
     from harkd.sampling.generator import Completion
-    from harkd.sampling.request import Sampling
+    from harkd.sampling.request import BATCH, Sampling
 
     dataset, tokenizer = read(mixed), load_tokenizer(model)
     windows = list(dataset.windows("all"))[:4]
@@ -114,7 +114,7 @@ def test_what_a_student_writes_follows_its_prompt_and_is_scored(model, mixed):
 
     class Told:
         def __init__(self, model, tokenizer, batch, cache_tokens):
-            assert batch == 16 and sum(len(e.ids) for e in examples) < cache_tokens < 8192  # one prefix, four answers: no 65,536
+            assert batch == BATCH and sum(len(e.ids) for e in examples) < cache_tokens < 8192  # one prefix, four answers: no 65,536
 
         def generate(self, requests):
             for asked in reversed(list(requests)):
