@@ -13,6 +13,7 @@ import harkd.generate
 import harkd.train
 from harkd.qwen3.config import read_config
 from harkd.qwen3.hub import EMBEDDED, resolve
+from tools.pretrain_nano import known_words
 
 TEACHER, STUDENT = EMBEDDED
 
@@ -30,6 +31,14 @@ def test_only_the_size_differs():
     assert (resolve(TEACHER) / "tokenizer.json").read_bytes() == (resolve(STUDENT) / "tokenizer.json").read_bytes()
     tokenizer = harkd.load_tokenizer(STUDENT)
     assert [len(tokenizer.encode(token)) for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>")] == [1] * 5
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_no_two_words_look_alike(name):
+    """Tokens that no text of the pretraining held once had one and the same embedding: the labels of a real home were one to the student."""
+    tokenizer, rows = harkd.load_tokenizer(name), harkd.load_model(name).model.embed_tokens.weight
+    ids = sorted({id for word in known_words(tokenizer) for id in tokenizer.encode(f" {word}_{word}")})
+    assert len(ids) > 1700 and len(rows[ids].unique(dim=0)) == len(ids)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

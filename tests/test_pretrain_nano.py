@@ -11,7 +11,7 @@ from harkd.homes.dataset import read
 from harkd.homes.prompt import system_message
 from harkd.homes.simulated import house
 from tools import pretrain_nano
-from tools.pretrain_nano import NAMES, PARTS, SIZES, corpus, homes, main, make_tokenizer, names, parts
+from tools.pretrain_nano import NAMES, PARTS, SIZES, WORDS, corpus, homes, known_words, main, make_tokenizer, names, parts, words
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,26 @@ def test_names_are_what_a_home_calls_each_activity_and_their_order_is_not_learnt
         assert "# Activities" not in text
 
 
+def test_any_words_stand_behind_the_first_of_a_name(tokenizer):
+    known, told, more = known_words(tokenizer), set(), 0
+    assert "kitchen" in known and known == sorted(set(known)) and not any(set("< \n\ufffd") & set(word) for word in known)
+    for number in range(300):
+        home, found = house(f"P{WORDS + number}"), words(number, known)
+        ((_, (system, _, answer), *_),), (example,) = found, corpus(tokenizer, [found])
+        lines = system["content"].partition("# Activities\n")[2].split("\n\n")[0].splitlines()
+        said = dict(line.split(" ", 1) for line in answer["reasoning_content"].splitlines())
+        assert len(lines) == len(said) == len(set(said.values()))
+        for activity, label in said.items():
+            assert any(line == f"- {label}" or line.startswith(f"- {label}: ") for line in lines)
+            first, *others = label.replace("_", " ").split(" ")
+            assert home.labels[activity].replace("_", " ").split()[0] == first and others
+        told.update(example.prefix)
+        more += "\n\n" in system["content"]
+    assert 75 < more < 140  # half of them at most are told of in part
+    plain = {id for lesson in map(names, range(300)) for id in corpus(tokenizer, [lesson])[0].prefix}
+    assert len(told) > 0.8 * tokenizer.vocab_size > 4 * len(plain)
+
+
 def test_a_part_tells_the_activities_and_some_of_the_rest(tokenizer):
     seen = []
     for number in range(20):
@@ -80,14 +100,15 @@ def test_a_part_tells_the_activities_and_some_of_the_rest(tokenizer):
 def test_the_stages_end_in_a_model_that_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretrain_nano, "TOKENIZER_HOMES", 10)
     monkeypatch.setitem(SIZES, "nano-student", (32, 32, 1, 1, 1))
-    arguments = [str(tmp_path), "--names", "12", "--parts", "8", "--homes", "12", "--only", "nano-student"]
+    arguments = [str(tmp_path), "--names", "12", "--parts", "8", "--homes", "12", "--words", "3", "--only", "nano-student"]
     assert main(arguments) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     losses = {record["stage"]: record["validation_loss"] for record in told if "validation_loss" in record}
-    assert list(losses) == ["names", "parts", "homes"] and losses["homes"] < losses["names"]
-    folder = tmp_path / "nano-student-homes"
-    model, before = harkd.load_model(folder), harkd.load_model(tmp_path / "nano-student-parts")
+    assert list(losses) == ["names", "parts", "homes", "words"] and losses["homes"] < losses["names"]
+    folder = tmp_path / "nano-student-words"
+    model, before, earlier = (harkd.load_model(tmp_path / f"nano-student-{stage}") for stage in ("words", "homes", "parts"))
+    assert any(not torch.equal(one, other) for one, other in zip(before.parameters(), earlier.parameters()))
     assert model.logits([1, 2, 3]).dtype == torch.float32 and model.config == before.config
-    assert any(not torch.equal(one, other) for one, other in zip(model.parameters(), before.parameters()))
+    assert all(not torch.equal(one, other) for one, other in zip(model.parameters(), before.parameters()))
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert main(arguments) == 0 and (folder / "model.safetensors").stat().st_mtime_ns == written and not capsys.readouterr().out

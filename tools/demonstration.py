@@ -52,27 +52,30 @@ def shuffle(traces: Sequence[Trace], seed: int) -> list[Trace]:
     ]
 
 
-def controls(seed: int, home: str, out: Path) -> dict[str, TrainSettings]:
-    """What the student is trained on, by name; writes the traces."""
-    generate(GenerateSettings(TEACHER, home, f"{out}/traces", sampling=replace(recommended(True), seed=seed)))
-    if not (out / "shuffled").exists():
+def write_traces(seed: int, out: Path, guided: bool) -> None:
+    """The teacher's traces of home D<seed>: with its probabilities to `out`/guided, or to `out`/traces, and `out`/shuffled of them."""
+    how = {"sampling": replace(recommended(True), seed=seed), "guiding": Guiding(guided)}
+    generate(GenerateSettings(TEACHER, f"simulated:D{seed}", f"{out}/{'guided' if guided else 'traces'}", **how))
+    if not guided and not (out / "shuffled").exists():
         with TraceWriter(out / "shuffled.partial") as writer:
             for trace in shuffle(list(read_traces(out / "traces")), seed):
                 if (trace.window, trace.sample) not in writer.done:
                     writer.write(trace)
         (out / "shuffled.partial").rename(out / "shuffled")
+
+
+def controls(seed: int, out: Path) -> dict[str, TrainSettings]:
+    """What the student is trained on, by name."""
     return {
-        "true answers": TrainSettings(STUDENT, f"{out}/by-truth", train_on="truth", data=home, seed=seed),
+        "true answers": TrainSettings(STUDENT, f"{out}/by-truth", train_on="truth", data=f"simulated:D{seed}", seed=seed),
         "shuffled traces": TrainSettings(STUDENT, f"{out}/by-shuffled", f"{out}/shuffled", keep="all", seed=seed),
         "all traces": TrainSettings(STUDENT, f"{out}/by-all", f"{out}/traces", keep="all", seed=seed),
         "correct traces": TrainSettings(STUDENT, f"{out}/by-correct", f"{out}/traces", seed=seed),
     }
 
 
-def ways(seed: int, home: str, out: Path) -> dict[str, TrainSettings]:
-    """The four ways to learn from the same guided traces, which hold the teacher's probabilities; writes them."""
-    how = {"sampling": replace(recommended(True), seed=seed), "guiding": Guiding(True)}
-    generate(GenerateSettings(TEACHER, home, f"{out}/guided", **how))
+def ways(seed: int, out: Path) -> dict[str, TrainSettings]:
+    """The four ways to learn from the same guided traces, which hold the teacher's probabilities."""
     common = TrainSettings(STUDENT, "", f"{out}/guided", seed=seed)
     return {
         "sequence": replace(common, out=f"{out}/sequence"),
@@ -86,15 +89,14 @@ def one_seed(seed: int, out: Path, runs: Mapping[str, TrainSettings]) -> dict[st
     """Train what is to be trained. Weighted F1 of every row on both homes, and the seconds of each training."""
     for settings in runs.values():
         train(settings)
-    named = {TEACHER: "teacher", STUDENT: "student before"}
+    named, rows = {TEACHER: "teacher", STUDENT: "student before"}, contestants([TEACHER, STUDENT, *BASELINES], [], None)
     found: dict[str, dict[str, float]] = {}
     for place, data in (("D", f"simulated:D{seed}"), ("T", f"simulated:T{seed}")):
-        rows = contestants([TEACHER, STUDENT, *BASELINES], [], None)
         scored = {of["name"]: of for of in evaluate(EvalSettings(tuple(rows), data, f"{out}/eval-{place}"))["models"]}
         found[place] = {named.get(row.model, row.model): scored[row.name]["weighted_f1"] for row in rows}
         for name, settings in runs.items():  # each by itself, so that others may join later
-            rows = [row for row in contestants([STUDENT], [settings.out], None) if row.adapter]
-            (of,) = evaluate(EvalSettings(tuple(rows), data, f"{settings.out}-{place}"))["models"]
+            learnt = [row for row in contestants([STUDENT], [settings.out], None) if row.adapter]
+            (of,) = evaluate(EvalSettings(tuple(learnt), data, f"{settings.out}-{place}"))["models"]
             found[place][f"student, {name}"] = of["weighted_f1"]
     found["seconds"] = {f"student, {name}": read_json(Path(run.out) / "cost.json")["seconds"] for name, run in runs.items()}
     return found
@@ -115,11 +117,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="ROW", help="train by these rows alone, such as 'correct traces'")
     args = parser.parse_args(argv)
     made, found = ways if args.ways else controls, {}
+    if unknown := set(args.only or ()) - made(0, args.out).keys():
+        parser.error(f"--only: there is no {unknown.pop()!r}, but {', '.join(made(0, args.out))}")
     for seed in args.seeds:
         out = args.out / str(seed)
-        runs = made(seed, f"simulated:D{seed}", out)
-        if unknown := set(args.only or ()) - runs.keys():
-            parser.error(f"--only: there is no {unknown.pop()!r}, but {', '.join(runs)}")
+        write_traces(seed, out, args.ways)
+        runs = made(seed, out)
         found[seed] = one_seed(seed, out, {name: runs[name] for name in args.only or runs})
     first = found[args.seeds[0]]
     table, result = [["", "D, held-out days", "median", "T, another home", "median", "seconds"]], {}

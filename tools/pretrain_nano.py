@@ -1,6 +1,6 @@
 """Pretrain nano-teacher and nano-student on simulated homes: the same recipe, corpus and number of tokens, and only the size differs.
 
-    python -m tools.pretrain_nano runs/nano             (two hours on one core; the same command goes on where it was stopped)
+    python -m tools.pretrain_nano runs/nano             (two and a half hours on one core; the same command goes on where it was stopped)
 
 1. A byte-level BPE tokenizer with Qwen3's split and special tokens, from the prompts and answers of the first homes of family P, which
    have few words, and from MARBLE's prompt and the text of the licence, so that other homes' words do not fall to pieces.
@@ -10,7 +10,9 @@
    all over a day. So the look-up learns to pass over everything else.
 4. Homes: whole prompts of --homes others: names, events from all over a day, and --windows windows as they are. Answers are true, most
    of them behind a thought made from the truth, and alone in the loss.
-5. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, on each home once. The learning rate at
+5. Words: the same of --words homes more, and the names alone of twice as many others, of any words: so that a model can copy those of
+   homes that are not simulated. It comes last, for it delays all else where it comes first.
+6. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, on each home once. The learning rate at
    its peak is --lr over the model's width.
 
 After each stage a model is written as a Hugging Face folder, its tensors in bfloat16, with which the next one begins; the last one ships.
@@ -21,10 +23,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -57,7 +61,11 @@ SIZES = {  # hidden, intermediate, layers, heads, key/value heads
     "nano-teacher": (160, 416, 3, 2, 2),
     "nano-student": (24, 64, 2, 2, 2),
 }
-TOKENIZER_HOMES, HELD_OUT, NAMES, PARTS = 300, 10**6, 10**7, 2 * 10**7  # how many, and the first number of the others
+TOKENIZER_HOMES, HELD_OUT, NAMES, PARTS, WORDS = 300, 10**6, 10**7, 2 * 10**7, 3 * 10**7  # how many, and the first number of the others
+LETTERS = (  # of Europe; India; Thailand; Vietnam; arrows; Japan; China and Korea; pictures
+    (0xA1, 0x52F), (0x905, 0x939), (0xE01, 0xE2E), (0x1E00, 0x1EFF), (0x2190, 0x21FF), (0x3041, 0x30FF), (0x4E00, 0xD7A3),
+    (0x1F300, 0x1F64F),
+)  # fmt: skip
 DAYS = range(1, 29)  # of a home, from which days are drawn
 TOLD = 0.25  # chance of a part of a prompt to be told, where not all are
 REASONED = 0.875  # share of the answers that stand behind a thought
@@ -136,6 +144,26 @@ def names(number: int) -> list[Lesson]:
     return [naming(drawn, system_part(drawn.home, rng, 0), rng)]
 
 
+def words(number: int, known: Sequence[str]) -> list[Lesson]:
+    """The names of another home, with one or two words of any kind behind the first of each. So a model learns to copy what it never saw,
+    and the embedding of every token: those of tokens that no text holds move alike, until bfloat16 knows no difference."""
+    drawn, rng = house(f"P{WORDS + number}"), Random(f"words {number}")
+    blank, named = rng.choice(" _"), {}
+    for label in drawn.home.label_names:
+        letters = chr(rng.randint(*rng.choice(LETTERS)))
+        more = (letters if rng.random() < 0.1 else "".join(rng.choices(known, k=rng.randint(1, 2))) for _ in range(rng.randint(1, 2)))
+        named[label] = blank.join([re.split("[ _]", label)[0], *more])
+    home = replace(drawn.home, labels=tuple(Label(named[label.name], label.description) for label in drawn.home.labels))
+    drawn = replace(drawn, home=home, labels={activity: named[label] for activity, label in drawn.labels.items()})
+    return [naming(drawn, system_part(home, rng, rng.choice((0, TOLD))), rng)]
+
+
+def known_words(tokenizer: Tokenizer) -> list[str]:
+    """What the tokens say, but for blanks, marks of the format and parts of letters."""
+    told = {tokenizer.decode([id]).strip() for id in range(tokenizer.vocab_size)}
+    return sorted(word for word in told if word and word.isprintable() and not set("<\ufffd") & set(word))
+
+
 def parts(number: int) -> list[Lesson]:
     """A home of P told of in part: its names, and two to six events from all over a day."""
     drawn, rng = house(f"P{PARTS + number}"), Random(f"parts {number}")
@@ -180,6 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--names", type=int, default=3000)
     parser.add_argument("--parts", type=int, default=4000)
     parser.add_argument("--homes", type=int, default=7000)
+    parser.add_argument("--words", type=int, default=1000)
     parser.add_argument("--windows", type=int, default=3, help="of a home, beside one of events from all over a day")
     parser.add_argument("--lr", type=float, default=0.192, help="times the width of the model")
     parser.add_argument("--seed", type=int, default=0)
@@ -187,16 +216,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     tokenizer = make_tokenizer(args.out / "tokenizer")
-    of = {  # each stage: the lessons of a home, how many homes, how many others to validate on, tokens in a pack
-        "names": (names, args.names, 60, 1024),
-        "parts": (parts, args.parts, 60, 1536),
-        "homes": (partial(homes, count=args.windows), args.homes, 20, 3584),
+    whole, any_words = partial(homes, count=args.windows), partial(words, known=known_words(tokenizer))
+    of = {  # each stage: the lessons of a home, which homes, how many others to validate on, tokens in a pack
+        "names": (names, range(args.names), 60, 1024),
+        "parts": (parts, range(args.parts), 60, 1536),
+        "homes": (whole, range(args.homes), 20, 3584),
+        "words": (whole, range(args.homes, args.homes + args.words), 20, 3584),
     }
 
     def examples(stage: str) -> tuple[list[TrainingExample], list[TrainingExample], int]:
         """What to learn, what to validate on, and how many tokens are in a pack."""
-        made, count, others, batch_tokens = of[stage]
-        return corpus(tokenizer, map(made, range(count))), corpus(tokenizer, map(made, range(HELD_OUT, HELD_OUT + others))), batch_tokens
+        made, numbers, others, batch_tokens = of[stage]
+        lessons = chain(map(made, numbers), map(any_words, range(2 * args.words if stage == "words" else 0)))
+        return corpus(tokenizer, lessons), corpus(tokenizer, map(made, range(HELD_OUT, HELD_OUT + others))), batch_tokens
 
     settings = LoopSettings(
         lr=args.lr, epochs=1, seed=args.seed, weight_decay=0.01, beta2=0.95, warmup_fraction=0.03, eval_every=200, save_every=100
