@@ -9,7 +9,8 @@ A window is labelled as soon as it is full, or when its oldest event has waited 
 once as --batch says. What comes in first goes out first, and nothing is lost: what reads ahead waits when CAPACITY events do. The prompt
 that all windows share is computed once and stays in the cache. A line that is no event is told on stderr and left out. At the end of the
 input what waits is labelled, and the last line counts the events and the lines that were skipped. With `--out FILE` answers are appended
-there in place of stdout, and the same command, given the same events again, goes on behind the last one that has an answer.
+there in place of stdout, and the same command, given the same events again, goes on behind the last one that has an answer; other events
+are refused.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from queue import Empty, Queue
-from threading import Lock, Thread
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from harkd.doors import Parser, add_model_arguments, add_sampling_arguments, enter, machine_of, sampling_of
@@ -36,13 +38,14 @@ from harkd.homes.readers.common import clock
 from harkd.homes.readers.csv_home import SURROGATE, read_home
 from harkd.jsonl import JsonLinesWriter, read_json_lines
 from harkd.qwen3.template import CLOSE, OPEN
-from harkd.recognition import Guiding, Machine, load_generator, mode, probabilities, read_answer, request
+from harkd.recognition import Guiding, Machine, check_fit, load_generator, mode, probabilities, read_answer, request
 from harkd.sampling.request import Sampling, recommended
 
 if TYPE_CHECKING:
     from harkd.sampling.generator import Generator
 
-CAPACITY, LONGEST = 1 << 14, 500  # events that may wait, characters of one
+ANSWER = ("activity", "probability", "reasoning")  # what is added to an event
+CAPACITY, LONGEST, LINE = 1 << 14, 500, 1 << 16  # events that may wait; bytes of what one tells, and of its line
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,7 @@ class Recognizer:
         if window < 1:
             raise UserError(f"a window holds at least one event, not {window}")
         self.generator, self.home, self.window = generator, home, window
-        self._how = {"thinking": thinking, "sampling": sampling, "rules": rules, "guiding": Guiding(guided=True)}
-        self._lock = Lock()
+        self._how = _how(thinking, sampling, rules)
 
     @classmethod
     def load(
@@ -81,6 +83,8 @@ class Recognizer:
         thinking = live_mode(adapter, thinking)
         sampling = sampling or (recommended(True) if thinking else replace(recommended(False), temperature=0.0))
         home = home if isinstance(home, Home) else find_home(home)
+        full = tuple(Event(n, datetime.min, "sensor", "room", "state") for n in range(max(window, 1)))
+        check_fit(model, [request(home, Window("", home.name, "", "", full), **_how(thinking, sampling, rules))], machine)  # now, not late
         return cls(load_generator(model, adapter, dtype, machine), home, sampling, thinking, window, rules)
 
     def recognize(self, events: Iterable[Event]) -> Iterator[Recognition]:
@@ -92,7 +96,7 @@ class Recognizer:
     def _label(self, events: Sequence[Event]) -> list[Recognition]:
         starts = range(0, len(events), self.window)
         windows = [Window(f"{self.home.name}/{i}", self.home.name, "", "", tuple(events[i : i + self.window])) for i in starts]
-        with self._lock:
+        with self.generator.lock:
             asked = [request(self.home, window, **self._how) for window in windows]
             written = {done.request.window: done for done in self.generator.generate(asked)}
         found = []
@@ -106,51 +110,72 @@ class Recognizer:
         return found
 
 
+def _how(thinking: bool, sampling: Sampling, rules: bool) -> dict[str, Any]:
+    """How a window is asked; answers are always guided."""
+    return {"thinking": thinking, "sampling": sampling, "rules": rules, "guiding": Guiding(guided=True)}
+
+
 class Live:
     """Events one by one: `put` them from any threads, iterate in one over what is recognised, in the order in which they were put.
 
-    Iterating ends when `close` was called and everything before it is labelled. `put` waits while `capacity` events do.
+    Iterating ends when `close` was called and everything before it is labelled; broken off, it may begin again, and nothing is lost. `put`
+    waits while `capacity` events do, and raises UserError behind `close`.
     """
 
     def __init__(self, recognizer: Recognizer, max_wait: float = 60.0, capacity: int = CAPACITY) -> None:
         if not 0 < max_wait <= 1e6:
             raise UserError(f"max-wait is a number of seconds above 0, at most a million, not {max_wait}")
-        self.recognizer, self.max_wait = recognizer, max_wait
+        self.recognizer, self.max_wait, self._closed = recognizer, max_wait, False
         self._queue: Queue[tuple[float, Event] | None] = Queue(capacity)
+        self._waiting: deque[tuple[float, Event]] = deque()
+        self._found: deque[Recognition] = deque()
+        self._ended = False  # nothing more comes out of the queue
 
     def put(self, event: Event) -> None:
+        if self._closed:
+            raise UserError("this Live is closed: make another one for further events")
         self._queue.put((time.monotonic(), event))
 
     def close(self) -> None:
+        self._closed = True
         self._queue.put(None)
 
     def __iter__(self) -> Iterator[Recognition]:
-        waiting: list[tuple[float, Event]] = []
+        while True:
+            while self._found:
+                yield self._found.popleft()
+            if self._ended and not self._waiting:
+                return
+            due = self._due()
+            found = list(self.recognizer.recognize(event for _, event in islice(self._waiting, due)))  # if it fails, they wait on
+            for recognition in found:
+                self._waiting.popleft()
+                self._found.append(recognition)
+
+    def _due(self) -> int:
+        """Wait for an event, or until the oldest has waited for long enough. Returns how many are to be labelled now."""
         size, most = self.recognizer.window, self.recognizer.window * self.recognizer.generator.batch
-        closed = False
-        while not closed:
-            left = max(0.0, waiting[0][0] + self.max_wait - time.monotonic()) if waiting else None
+        if not self._ended:
+            left = max(0.0, self._waiting[0][0] + self.max_wait - time.monotonic()) if self._waiting else None
             try:
                 item = self._queue.get(timeout=left)
-            except Empty:  # the oldest has waited long enough
-                due = len(waiting)
-            else:
-                closed = item is None
-                waiting += [item] if item is not None else []
-                full = len(waiting) // size * size
-                due = len(waiting) if closed else full * (self._queue.empty() or full >= most)
-            yield from self.recognizer.recognize([event for _, event in waiting[:due]])
-            del waiting[:due]
+            except Empty:
+                return len(self._waiting)
+            self._ended = item is None
+            self._waiting.extend([] if item is None else [item])
+        full = len(self._waiting) // size * size
+        return len(self._waiting) if self._ended else full * (self._queue.empty() or full >= most)
 
 
 def serve(
     recognizer: Recognizer, lines: Iterable[bytes], write: Callable[[dict[str, Any]], None], max_wait: float = 60.0,
-    reasoning: bool = False, done: int = 0,
+    reasoning: bool = False, answered: Iterable[dict[str, Any]] = (),
 ) -> dict[str, int]:  # fmt: skip
-    """Label the events in JSON lines but for the first `done`, read ahead in a thread of its own, and `write` an object for each. Returns
-    counts.
+    """Label the events in JSON lines, read ahead in a thread of its own, and `write` an object for each, but for those `answered` before,
+    which come first. Returns counts. Raises UserError for other events than those, and what `lines` raise when what was read is labelled.
     """
-    live, told, counts = Live(recognizer, max_wait), deque[dict[str, Any]](), Counter(events=0, skipped=0)
+    live, told, counts, answered = Live(recognizer, max_wait), deque[dict[str, Any]](), Counter(events=0, skipped=0), iter(answered)
+    failures: list[Exception] = []
 
     def take() -> None:
         """Read ahead."""
@@ -163,9 +188,14 @@ def serve(
                     print(f"line {number} is skipped: {error}", file=sys.stderr)
                     continue
                 counts["events"] += 1
-                if counts["events"] > done:
+                if (before := next(answered, None)) is None:
                     told.append(given)
                     live.put(event)
+                elif any(before.get(name) != value for name, value in given.items() if name not in ANSWER):
+                    other = "give the same events again, or name another file with --out"
+                    raise UserError(f"line {number} is not the event that was answered there before: {other}")
+        except Exception as error:
+            failures.append(error)
         finally:
             live.close()
 
@@ -173,11 +203,15 @@ def serve(
     for found in live:
         answer = {"activity": found.activity, "probability": found.probability}
         write({**told.popleft(), **answer, **({"reasoning": found.reasoning} if reasoning else {})})
+    if failures:
+        raise failures[0]
     return dict(counts)
 
 
 def _event(line: bytes, number: int) -> tuple[dict[str, Any], Event]:
     """(the object as given, its event). UserError where it is none, or none for a prompt."""
+    if len(line) > LINE:
+        raise UserError(f"it has more than {LINE} bytes")
     try:
         given = json.loads(line)
         json.dumps(given, allow_nan=False)
@@ -191,8 +225,8 @@ def _event(line: bytes, number: int) -> tuple[dict[str, Any], Event]:
     if moment is None:
         raise UserError(f"{texts[0][:40]!r} is not a time YYYY-MM-DD HH:MM:SS")
     event = Event(number, moment, *texts[1:])
-    if CONTROL.search(event.description) or SURROGATE.search(event.description) or len(event.description) > LONGEST:
-        raise UserError(f"its texts hold a control token, half of a surrogate pair, or more than {LONGEST} characters")
+    if CONTROL.search(event.description) or SURROGATE.search(event.description) or len(event.description.encode()) > LONGEST:
+        raise UserError(f"its texts hold a control token, half of a surrogate pair, or more than {LONGEST} bytes")
     return given, event
 
 
@@ -230,17 +264,24 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     if args.temperature is None and not thinking:
         args.temperature = 0.0
     how = {"thinking": thinking, "sampling": sampling_of(args, thinking), "window": args.window, "rules": args.rules, "dtype": args.dtype}
-    done, writer = 0, None
-    try:
-        for done, told in read_json_lines(Path(args.out)) if os.path.isfile(args.out or "") else ():
-            if "activity" not in told:
-                raise UserError(f"{args.out}, line {done} is no answer of harkd.recognize: name another file with --out")
-        writer = JsonLinesWriter(Path(args.out)) if args.out else None
-    except OSError as error:
-        raise UserError(f"{args.out} cannot be written: {error.strerror}") from None
+    answered, writer = (), None
+    if args.out:
+        answered, writer = _go_on(Path(args.out))
     recognizer = Recognizer.load(args.model, args.adapter, args.home, **how, machine=machine_of(args))
     write = writer.append if writer else lambda told: print(json.dumps(told), flush=True)
-    return serve(recognizer, sys.stdin.buffer, write, args.max_wait, args.reasoning, done)
+    return serve(recognizer, sys.stdin.buffer, write, args.max_wait, args.reasoning, answered)
+
+
+def _go_on(path: Path) -> tuple[Iterator[dict[str, Any]], JsonLinesWriter]:
+    """The answers that a file holds, and what appends to it. UserError where it holds something else, which stays as it is."""
+    try:
+        for number, told in read_json_lines(path) if path.is_file() else ():
+            if "activity" not in told:
+                raise UserError(f"{path}, line {number} is no answer of harkd.recognize: name another file with --out")
+        writer = JsonLinesWriter(path)  # before the answers are read: it cuts a torn line off
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    return (told for _, told in read_json_lines(path)), writer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -248,10 +289,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = enter("harkd.recognize", _run, argv)
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has read enough; at once, since the thread that reads ahead may hold stdin
-        os._exit(0)
+    except BrokenPipeError:  # `| head` has read enough
+        code = 0
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    sys.stderr.flush()
+    os._exit(ended)  # at once: the thread that reads ahead may hold stdin, which Python would wait for

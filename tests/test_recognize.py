@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -41,7 +42,7 @@ class Fake:
     """In the place of a Generator: says B where an event's number is odd; `calls` counts windows, `wait` holds an answer back."""
 
     def __init__(self, batch: int = 4, wait: float = 0.0) -> None:
-        self.batch, self.calls, self.wait, self.inside = batch, [], wait, 0
+        self.batch, self.calls, self.wait, self.inside, self.lock = batch, [], wait, 0, threading.Lock()
 
     def generate(self, requests):
         self.inside += 1
@@ -122,6 +123,60 @@ def test_the_oldest_event_decides_how_long_to_wait():
     assert right(found, range(9)) and len(sizes) >= 2
 
 
+def test_a_slow_model_does_not_put_off_what_has_waited_in_the_queue():
+    """An event waits from `put` on, not from when the model has time for it; and by then its time may be over."""
+    live = Live(fake(wait=1.0), max_wait=0.8)
+
+    def some():
+        live.put(event(0))  # the model is at it from 0.8 to 1.8 s
+        time.sleep(0.9)
+        live.put(event(1))
+
+    threading.Thread(target=some).start()
+    found, times = iter(live), []
+    for n in range(2):
+        assert right([next(found)], [n])
+        times.append(time.monotonic())
+    assert times[1] - times[0] < 1.5  # the model's second, and no 0.8 s of waiting before it
+    live.close()
+    assert right(list(found), [])
+
+
+def test_who_stops_iterating_may_go_on_and_a_failure_loses_nothing():
+    live = Live(fake(batch=1))
+    for n in range(25):
+        live.put(event(n))
+    live.close()
+    assert right([next(iter(live)) for _ in range(3)], range(3))
+    generate, failing = live.recognizer.generator.generate, [1, 0]
+
+    def once(requests):
+        if failing.pop(0):
+            raise UserError("no memory")
+        live.recognizer.generator.generate = generate
+        return generate(requests)
+
+    live.recognizer.generator.generate = once
+    assert right([next(iter(live)) for _ in range(7)], range(3, 10))
+    with pytest.raises(UserError, match="no memory"):
+        next(iter(live))
+    assert right(list(live), range(10, 25))
+    with pytest.raises(UserError, match="closed"):
+        live.put(event(25))
+
+
+def test_threads_and_homes_take_turns():
+    """Each Recognizer of a generator, from any thread: Fake fails where two are at it."""
+    generator, found = Fake(wait=0.01), {}
+    homes = [Recognizer(generator, HOME, Sampling()) for _ in range(2)]
+    threads = [threading.Thread(target=lambda k=k: found.update({k: list(homes[k % 2].recognize(event(n) for n in range(100)))})) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and all(right(of, range(100)) for of in found.values())
+
+
 @pytest.mark.parametrize("capacity", [7, 1 << 14])
 def test_a_burst_is_labelled_in_order_and_in_batches(capacity):
     live = Live(fake(batch=8, wait=0.001), max_wait=60, capacity=capacity)
@@ -168,6 +223,17 @@ def test_what_is_read_ahead_is_bounded(monkeypatch):
     assert written[0] == 20_000 and ahead[0] <= 50 + 2 * 2 * 10 + 3
 
 
+def test_what_fails_while_reading_is_raised_and_what_was_read_is_labelled():
+    def broken():
+        yield from map(line, range(12))
+        raise OSError(5, "Input/output error")
+
+    told = []
+    with pytest.raises(OSError, match="Input/output"):
+        serve(fake(), broken(), told.append)
+    assert [answer["state"] for answer in told] == [f"state {n}" for n in range(12)]
+
+
 @pytest.mark.slow
 def test_memory_stays_flat_over_100_000_events(model):
     """By a model, as fast as lines can be read: each event has one answer, in order."""
@@ -185,7 +251,7 @@ def test_memory_stays_flat_over_100_000_events(model):
 
 
 def test_lines_that_are_no_events_are_told_and_left_out(capsys):
-    wrong = [b"nonsense", b"[1]", b'{"time": "2024-05-01 07:00:00"}', line(0, time="yesterday"), line(0, state=7), line(0, state="<|im_end|>"), line(0, state="x" * 501), b"\xff\n", b"[" * 100_000]
+    wrong = [b"nonsense", b"[1]", b'{"time": "2024-05-01 07:00:00"}', line(0, time="yesterday"), line(0, state=7), line(0, state="<|im_end|>"), line(0, state="x" * 501), b"\xff\n", b"[" * 60_000, line(0, state="\U0001f600" * 126), line(0, more="x" * 66_000)]
     wrong += [line(0, value=float("nan")), line(0)[:-1] + b', "value": 1e999}', line(0, state="\ud800"), line(0).replace(b"fridge", b"\xed\xa0\x80")]
     told = []
     given = [line(0, id="a"), *wrong, b"\n", line(1, room="", id=[2])]
@@ -204,12 +270,14 @@ def test_the_door_answers_while_events_still_come(model, tmp_path):
     argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", str(tmp_path), "--window", "2", "--max-wait", "0.5"]
     process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     for count in (2, 1):  # a full window, and one that is not filled
+        begin = time.monotonic()
         for n in range(count):
             process.stdin.write(f"{line(n).decode()}\n")
         process.stdin.flush()
         for n in range(count):
             told = json.loads(process.stdout.readline())
             assert told["state"] == f"state {n}" and told["activity"] in home["labels"] and 0 < told["probability"] <= 1
+    assert time.monotonic() - begin < 20  # and not the minute that is usual
     out, _ = process.communicate(f"{line(5).decode()}\n", timeout=60)
     last = [json.loads(row) for row in out.splitlines()]
     assert process.returncode == 0 and last[0]["state"] == "state 5" and last[1:] == [{"events": 4, "skipped": 0}]
@@ -229,8 +297,53 @@ def test_who_reads_may_stop_reading(model):
     process.stdin.close()
 
 
-def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path):
-    """Each event has one answer, in order, wherever the first run was killed; a torn line is written again."""
+def test_interrupted_and_mistaken_while_input_is_open(model, tmp_path):
+    """The thread that reads holds stdin; exit codes are those of a door all the same."""
+    argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", "simulated:D0", "--window", "1"]
+    for more, code, told in (([], 130, "interrupted"), (["--out", str(tmp_path / "answers.jsonl")], 2, "is not the event that was answered")):
+        (tmp_path / "answers.jsonl").write_bytes(line(1, activity="A") + b"\n")
+        process = subprocess.Popen([*argv, *more], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdin.write(line(0) + b"\n")
+        process.stdin.flush()
+        if code == 130:
+            assert json.loads(process.stdout.readline())["state"] == "state 0"
+            process.send_signal(signal.SIGINT)
+        assert process.wait(60) == code
+        err = process.stderr.read().decode()
+        assert told in err and err.count("\n") == 1
+        process.stdin.close()
+    assert (tmp_path / "answers.jsonl").read_bytes() == line(1, activity="A") + b"\n"
+
+
+def test_flags_reach_the_model(monkeypatch, tmp_path, capsys):
+    """What the command line says is what is loaded and asked."""
+    from harkd import recognize
+
+    given = {}
+    monkeypatch.setattr(recognize, "live_mode", lambda adapter, thinking: bool(thinking))
+    monkeypatch.setattr(Recognizer, "load", lambda *args, **more: given.update(args=args, **more))
+    monkeypatch.setattr(recognize, "serve", lambda recognizer, lines, write, max_wait, reasoning, answered: given.update(max_wait=max_wait, reasoning=reasoning, answered=list(answered)) or {})
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=None))
+    argv = ["--model", "m", "--adapter", "a", "--home", "h", "--window", "5", "--max-wait", "7"]
+    assert main(argv) == 0
+    assert given["args"] == ("m", "a", "h") and given["sampling"].temperature == 0 and (given["max_wait"], given["reasoning"], given["answered"]) == (7.0, False, [])
+    assert (given["thinking"], given["window"], given["rules"], given["dtype"], given["machine"].batch) == (False, 5, True, None, 64)
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(line(1, activity="A") + b"\n" + line(2, activity="A"))
+    argv += ["--thinking", "--reasoning", "--no-rules", "--temperature", "0.3", "--dtype", "float32", "--batch", "3", "--out", str(path)]
+    assert main(argv) == 0
+    assert given["sampling"].temperature == 0.3 and given["reasoning"] and [of["state"] for of in given["answered"]] == ["state 1"]
+    assert (given["thinking"], given["rules"], given["dtype"], given["machine"].batch) == (True, False, "float32", 3)
+
+
+def test_a_window_that_could_never_be_answered_is_told_at_once(model):
+    with pytest.raises(UserError, match="max_new_tokens|max-new-tokens|positions"):
+        Recognizer.load(model, None, HOME, window=500)
+
+
+@pytest.mark.parametrize("torn", [b'{"time": "2024', line(4, activity="A")])
+def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path, torn):
+    """Each event has one answer, in order, wherever the first run was killed; a torn line is written again, one without its end too."""
     given, path = b"".join(line(n) + b"\n" for n in range(12)), tmp_path / "answers.jsonl"
     argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", "simulated:D0", "--window", "2", "--out", str(path)]
     process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -243,7 +356,7 @@ def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path):
     process.kill()
     process.communicate()
     with open(path, "ab") as file:
-        file.write(b'{"time": "2024')
+        file.write(torn)
     done = subprocess.run(argv, cwd=ROOT, input=given, capture_output=True)
     assert done.returncode == 0 and json.loads(done.stdout) == {"events": 12, "skipped": 0}
     assert [row["state"] for row in lines(path)] == [f"state {n}" for n in range(12)] and all(row["activity"] for row in lines(path))

@@ -12,7 +12,8 @@ recipe on
 
 All of them, the teacher, the student before and two baselines then label the held-out days of D<S>, and of T<S>, a home that no one was
 trained on. With --ways the student learns from the same guided traces in the four ways of --learn instead. Prints weighted F1: the mean
-over seeds with its 95% interval (Student's t), and the median, and the seconds of training; the last line is JSON.
+over the seeds that have a row with its 95% interval (Student's t), and the median, and the median seconds of training; the last line is
+JSON. `controls.json` or `ways.json` keeps all of it; more seeds and rows (--only) join those that it holds.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from harkd.contestants import contestants
 from harkd.distill.traces import Trace, TraceWriter, read_traces
@@ -102,11 +104,41 @@ def one_seed(seed: int, out: Path, runs: Mapping[str, TrainSettings]) -> dict[st
     return found
 
 
-def summary(values: Sequence[float]) -> dict[str, float | list[float]]:
-    """Mean with its 95% interval, and median, over seeds."""
-    mean = statistics.fmean(values)
-    half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-    return {"mean": mean, "interval": [mean - half, mean + half], "median": statistics.median(values)}
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean with its 95% interval (none for one seed), and median, over seeds."""
+    mean, count = statistics.fmean(values), len(values)
+    half = T_95[count] * statistics.stdev(values) / count**0.5 if count > 1 else None
+    return {"mean": mean, "interval": half and [mean - half, mean + half], "median": statistics.median(values), "n": count}
+
+
+def result_of(by_seed: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """The rows over the seeds that have them, and how a student compares with the teacher in the median home."""
+    trained = dict.fromkeys(name for of in by_seed.values() for name in of["seconds"])
+    rows: dict[str, Any] = {}
+    for row in (*BASELINES, "student before", *trained, "teacher"):
+        having = [of for of in by_seed.values() if row in of["D"]]
+        rows[row] = {place: summary([of[place][row] for of in having]) for place in ("D", "T")}
+        if row in trained:
+            rows[row]["seconds"] = statistics.median(of["seconds"][row] for of in having)
+    homes = [of["D"] for of in by_seed.values()]
+    ratios = {"teacher_f1": rows["teacher"]["D"]["median"]}
+    ratios["teacher_minus_sensor"] = ratios["teacher_f1"] - rows["baseline:sensor"]["D"]["median"]
+    for row in ("student before", *trained):
+        ratios[f"{row} / teacher"] = statistics.median(home[row] / home["teacher"] for home in homes if row in home)
+        ratios[f"teacher - {row}"] = statistics.median(home["teacher"] - home[row] for home in homes if row in home)
+    return {"seeds": [int(seed) for seed in by_seed], "rows": rows, "ratios": ratios, "by_seed": by_seed}
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows for people to read."""
+    cells = [["", "homes", "D, held-out days", "median", "T, another home", "median", "seconds"]]
+    for row, of in rows.items():
+        cells.append([row, str(of["D"]["n"])])
+        for found in (of["D"], of["T"]):
+            interval = " [{:.3f}, {:.3f}]".format(*found["interval"]) if found["interval"] else ""
+            cells[-1] += [f"{found['mean']:.3f}{interval}", f"{found['median']:.3f}"]
+        cells[-1].append(f"{of['seconds']:.0f}" if "seconds" in of else "")
+    return align(cells)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,30 +148,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ways", action="store_true", help="compare the ways to learn (--learn) instead of what is learnt from")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="train by these rows alone, such as 'correct traces'")
     args = parser.parse_args(argv)
-    made, found = ways if args.ways else controls, {}
+    made = ways if args.ways else controls
     if unknown := set(args.only or ()) - made(0, args.out).keys():
         parser.error(f"--only: there is no {unknown.pop()!r}, but {', '.join(made(0, args.out))}")
+    path = args.out / f"{made.__name__}.json"
+    by_seed = read_json(path)["by_seed"] if path.exists() else {}
+    if len({*by_seed, *map(str, args.seeds)}) > max(T_95):
+        parser.error(f"--seeds: at most {max(T_95)} in one folder")
     for seed in args.seeds:
         out = args.out / str(seed)
         write_traces(seed, out, args.ways)
         runs = made(seed, out)
-        found[seed] = one_seed(seed, out, {name: runs[name] for name in args.only or runs})
-    first = found[args.seeds[0]]
-    table, result = [["", "D, held-out days", "median", "T, another home", "median", "seconds"]], {}
-    for row in sorted(first["D"], key=[*BASELINES, "student before", *first["seconds"], "teacher"].index):
-        result[row] = {place: summary([found[seed][place][row] for seed in args.seeds]) for place in ("D", "T")}
-        cells = []
-        for of in result[row].values():
-            cells += [f"{of['mean']:.3f} [{of['interval'][0]:.3f}, {of['interval'][1]:.3f}]", f"{of['median']:.3f}"]
-        took = [found[seed]["seconds"].get(row) for seed in args.seeds]
-        table.append([row, *cells, f"{statistics.median(took):.0f}" if took[0] else ""])
-    print(align(table))
-    write_json(args.out / f"{made.__name__}.json", {"seeds": args.seeds, "rows": result, "by_seed": found})
-    teacher, sensor = (result[row]["D"]["median"] for row in ("teacher", "baseline:sensor"))
-    ratios = {"teacher_f1": teacher, "teacher_minus_sensor": teacher - sensor}
-    of_teacher = {row: [found[seed]["D"][row] / found[seed]["D"]["teacher"] for seed in args.seeds] for row in first["seconds"]}
-    ratios |= {f"{row} / teacher": statistics.median(of_home) for row, of_home in of_teacher.items()}  # the median home's
-    print(json.dumps({"ratios": ratios}))
+        found, before = one_seed(seed, out, {name: runs[name] for name in args.only or runs}), by_seed.get(str(seed), {})
+        by_seed[str(seed)] = {part: {**before.get(part, {}), **of} for part, of in found.items()}
+        write_json(path, result_of(dict(sorted(by_seed.items(), key=lambda item: int(item[0])))))
+    result = read_json(path)
+    print(table(result["rows"]))
+    print(json.dumps({"ratios": result["ratios"]}))
     return 0
 
 

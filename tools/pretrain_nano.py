@@ -10,8 +10,8 @@
    all over a day. So the look-up learns to pass over everything else.
 4. Homes: whole prompts of --homes others: names, events from all over a day, and --windows windows as they are. Answers are true, most
    of them behind a thought made from the truth, and alone in the loss.
-5. Words: the same of --words homes more, and the names alone of twice as many others, of any words: so that a model can copy those of
-   homes that are not simulated. It comes last, for it delays all else where it comes first.
+5. Words: the same of --words homes more, and what twice as many others call their activities, in any words (half of them told of in
+   part): so that a model can copy the words of homes that are not simulated. It comes last, for it delays all else where it comes first.
 6. Two Qwen3 models, trained from random weights by the package's own packing, optimiser and loop, on each home once. The learning rate at
    its peak is --lr over the model's width.
 
@@ -146,7 +146,8 @@ def names(number: int) -> list[Lesson]:
 
 def words(number: int, known: Sequence[str]) -> list[Lesson]:
     """The names of another home, with one or two words of any kind behind the first of each. So a model learns to copy what it never saw,
-    and the embedding of every token: those of tokens that no text holds move alike, until bfloat16 knows no difference."""
+    and the embedding of every word: those of tokens that no text holds move alike, until bfloat16 knows no difference. (An example, where
+    it is told, keeps the old names: the models that ship were trained so.)"""
     drawn, rng = house(f"P{WORDS + number}"), Random(f"words {number}")
     blank, named = rng.choice(" _"), {}
     for label in drawn.home.label_names:
@@ -159,7 +160,7 @@ def words(number: int, known: Sequence[str]) -> list[Lesson]:
 
 
 def known_words(tokenizer: Tokenizer) -> list[str]:
-    """What the tokens say, but for blanks, marks of the format and parts of letters."""
+    """What the tokens say, but for blanks, special tokens and parts of letters."""
     told = {tokenizer.decode([id]).strip() for id in range(tokenizer.vocab_size)}
     return sorted(word for word in told if word and word.isprintable() and not set("<\ufffd") & set(word))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -69,6 +70,7 @@ class Generator:
         self.vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)  # ids above are padding of the head
         self.intake = Intake(tokenizer, model.config.max_position_embeddings, len(self.cache.free), page_size)
         self.active: list[Sequence] = []  # those that hold pages, of all iterators
+        self.lock = Lock()  # for callers in several threads, who take turns
 
     @property
     def prefixes(self) -> dict[str, Run]:
