@@ -302,7 +302,9 @@ def test_interrupted_and_mistaken_while_input_is_open(model, tmp_path):
     argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", "simulated:D0", "--window", "1"]
     for more, code, told in (([], 130, "interrupted"), (["--out", str(tmp_path / "answers.jsonl")], 2, "is not the event that was answered")):
         (tmp_path / "answers.jsonl").write_bytes(line(1, activity="A") + b"\n")
-        process = subprocess.Popen([*argv, *more], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (which a shell's background jobs ignore)
+        process = subprocess.Popen([*argv, *more], cwd=ROOT, **pipes, preexec_fn=heard)
         process.stdin.write(line(0) + b"\n")
         process.stdin.flush()
         if code == 130:
