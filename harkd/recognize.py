@@ -9,8 +9,7 @@ A window is labelled as soon as it is full, or when its oldest event has waited 
 once as --batch says. What comes in first goes out first, and nothing is lost: what reads ahead waits when CAPACITY events do. The prompt
 that all windows share is computed once and stays in the cache. A line that is no event is told on stderr and left out. At the end of the
 input what waits is labelled, and the last line counts the events and the lines that were skipped. With `--out FILE` answers are appended
-there in place of stdout, and the same command, given the same events again, goes on behind the last one that has an answer; other events
-are refused.
+there in place of stdout, and the same command goes on behind the last one, if it is given the same events again, and refuses others.
 """
 
 from __future__ import annotations
@@ -83,8 +82,9 @@ class Recognizer:
         thinking = live_mode(adapter, thinking)
         sampling = sampling or (recommended(True) if thinking else replace(recommended(False), temperature=0.0))
         home = home if isinstance(home, Home) else find_home(home)
-        full = tuple(Event(n, datetime.min, "sensor", "room", "state") for n in range(max(window, 1)))
-        check_fit(model, [request(home, Window("", home.name, "", "", full), **_how(thinking, sampling, rules))], machine)  # now, not late
+        events = tuple(Event(n, datetime.min, "sensor", "room", "state") for n in range(max(window, 1)))
+        full = Window("a full window", home.name, "", "", events)
+        check_fit(model, [request(home, full, **_how(thinking, sampling, rules))], machine)  # now, not hours later
         return cls(load_generator(model, adapter, dtype, machine), home, sampling, thinking, window, rules)
 
     def recognize(self, events: Iterable[Event]) -> Iterator[Recognition]:
@@ -289,9 +289,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = enter("harkd.recognize", _run, argv)
         sys.stdout.flush()
+        return code
     except BrokenPipeError:  # `| head` has read enough
-        code = 0
-    return code
+        return 0
 
 
 if __name__ == "__main__":
