@@ -4,66 +4,20 @@ import gc
 import itertools
 import json
 import resource
-import signal
-import subprocess
-import sys
 import threading
 import time
-from datetime import datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import harkd
 from harkd.errors import UserError
 from harkd.eval import main as evaluate
-from harkd.homes.answer import canonical
 from harkd.homes.dataset import read
-from harkd.homes.events import Event, Home, Label
-from harkd.recognize import Live, Recognizer, main, serve
+from harkd.recognize import Live, Recognizer, serve
 from harkd.sampling.request import Sampling
-from tests.door_cases import lines, mixed, model, outcome, run, short_prompts  # noqa: F401
-from tests.helpers import ROOT
-
-HOME = Home("h", (("kitchen", ("fridge",)),), (Label("A"), Label("B")))
-START = datetime(2024, 5, 1, 7)
-
-
-def event(n: int) -> Event:
-    return Event(n, START + timedelta(seconds=n), "fridge", "kitchen", f"state {n}")
-
-
-def line(n: int, **more) -> bytes:
-    return json.dumps({"time": str(START + timedelta(seconds=n)), "sensor": "fridge", "room": "kitchen", "state": f"state {n}", **more}).encode()
-
-
-class Fake:
-    """In the place of a Generator: says B where an event's number is odd; `calls` counts windows, `wait` holds an answer back."""
-
-    def __init__(self, batch: int = 4, wait: float = 0.0) -> None:
-        self.batch, self.calls, self.wait, self.inside, self.lock = batch, [], wait, 0, threading.Lock()
-
-    def generate(self, requests):
-        self.inside += 1
-        assert self.inside == 1, "one at a time"
-        requests = list(requests)
-        self.calls.append(len(requests))
-        time.sleep(self.wait)
-        for asked in reversed(requests):  # as they end: in no fixed order
-            events = json.loads(asked.prompt[asked.prompt.index("[\n") : asked.prompt.rindex("]") + 1])
-            said = [int(e["description"].split()[-1]) % 2 for e in events]
-            text = f"<think>\nodd or even\n</think>\n\n{canonical(['AB'[i] for i in said])}"
-            yield SimpleNamespace(request=asked, text=text, finish_reason="stop", probabilities=[{i: 0.75} for i in said])
-        self.inside -= 1
-
-
-def fake(batch: int = 4, wait: float = 0.0, window: int = 10) -> Recognizer:
-    return Recognizer(Fake(batch, wait), HOME, Sampling(), window=window)
-
-
-def right(found, numbers) -> bool:
-    return [(it.event.id, it.activity, it.probability) for it in found] == [(n, "AB"[n % 2], 0.75) for n in numbers]
+from tests.door_cases import lines, mixed, model, run, short_prompts  # noqa: F401
+from tests.live_cases import HOME, Fake, event, fake, line, right
 
 
 def test_it_says_what_eval_says(model, mixed, tmp_path):
@@ -251,7 +205,7 @@ def test_memory_stays_flat_over_100_000_events(model):
 
 
 def test_lines_that_are_no_events_are_told_and_left_out(capsys):
-    wrong = [b"nonsense", b"[1]", b'{"time": "2024-05-01 07:00:00"}', line(0, time="yesterday"), line(0, state=7), line(0, state="<|im_end|>"), line(0, state="x" * 501), b"\xff\n", b"[" * 60_000, line(0, state="\U0001f600" * 126), line(0, more="x" * 66_000)]
+    wrong = [b"nonsense", b"[1]", b'{"time": "2024-05-01 07:00:00"}', line(0, time="yesterday"), line(0, state=7), line(0, state="<|im_end|>"), line(0, state="x" * 501), b"\xff\n", b"[" * 60_000, b"[" * 100_000, line(0, state="\U0001f600" * 126), line(0, more="x" * 66_000)]
     wrong += [line(0, value=float("nan")), line(0)[:-1] + b', "value": 1e999}', line(0, state="\ud800"), line(0).replace(b"fridge", b"\xed\xa0\x80")]
     told = []
     given = [line(0, id="a"), *wrong, b"\n", line(1, room="", id=[2])]
@@ -262,134 +216,6 @@ def test_lines_that_are_no_events_are_told_and_left_out(capsys):
     assert len(err) == len(wrong) and err[0] == "line 2 is skipped: it is not JSON, or holds a number that is not finite" and all(row.startswith("line ") for row in err)
     serve(fake(), [line(0)], told.append, reasoning=True)
     assert told[-1]["reasoning"] == "odd or even"
-
-
-def test_the_door_answers_while_events_still_come(model, tmp_path):
-    home = {"name": "home", "rooms": {"kitchen": ["fridge (opened, closed)"]}, "labels": {"COOKING": "", "EATING": ""}}
-    (tmp_path / "home.json").write_text(json.dumps(home))
-    argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", str(tmp_path), "--window", "2", "--max-wait", "0.5"]
-    process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for count in (2, 1):  # a full window, and one that is not filled
-        begin = time.monotonic()
-        for n in range(count):
-            process.stdin.write(f"{line(n).decode()}\n")
-        process.stdin.flush()
-        for n in range(count):
-            told = json.loads(process.stdout.readline())
-            assert told["state"] == f"state {n}" and told["activity"] in home["labels"] and 0 < told["probability"] <= 1
-    assert time.monotonic() - begin < 20  # and not the minute that is usual
-    out, _ = process.communicate(f"{line(5).decode()}\n", timeout=60)
-    last = [json.loads(row) for row in out.splitlines()]
-    assert process.returncode == 0 and last[0]["state"] == "state 5" and last[1:] == [{"events": 4, "skipped": 0}]
-
-
-def test_who_reads_may_stop_reading(model):
-    """As `| head` does: while events still come, and before the last line."""
-    argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", "simulated:D0", "--window", "1"]
-    process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdin.write(line(0) + b"\n")
-    process.stdin.flush()
-    assert json.loads(process.stdout.readline())["state"] == "state 0"
-    process.stdout.close()
-    process.stdin.write(line(1) + b"\n")
-    process.stdin.flush()  # and stays open
-    assert process.wait(60) == 0 and process.stderr.read() == b""
-    process.stdin.close()
-
-
-def test_interrupted_and_mistaken_while_input_is_open(model, tmp_path):
-    """The thread that reads holds stdin; exit codes are those of a door all the same."""
-    argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", "simulated:D0", "--window", "1"]
-    for more, code, told in (([], 130, "interrupted"), (["--out", str(tmp_path / "answers.jsonl")], 2, "is not the event that was answered")):
-        (tmp_path / "answers.jsonl").write_bytes(line(1, activity="A") + b"\n")
-        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
-        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (which a shell's background jobs ignore)
-        process = subprocess.Popen([*argv, *more], cwd=ROOT, **pipes, preexec_fn=heard)
-        process.stdin.write(line(0) + b"\n")
-        process.stdin.flush()
-        if code == 130:
-            assert json.loads(process.stdout.readline())["state"] == "state 0"
-            process.send_signal(signal.SIGINT)
-        assert process.wait(60) == code
-        err = process.stderr.read().decode()
-        assert told in err and err.count("\n") == 1
-        process.stdin.close()
-    assert (tmp_path / "answers.jsonl").read_bytes() == line(1, activity="A") + b"\n"
-
-
-def test_flags_reach_the_model(monkeypatch, tmp_path, capsys):
-    """What the command line says is what is loaded and asked."""
-    from harkd import recognize
-
-    given = {}
-    monkeypatch.setattr(recognize, "live_mode", lambda adapter, thinking: bool(thinking))
-    monkeypatch.setattr(Recognizer, "load", lambda *args, **more: given.update(args=args, **more))
-    monkeypatch.setattr(recognize, "serve", lambda recognizer, lines, write, max_wait, reasoning, answered: given.update(max_wait=max_wait, reasoning=reasoning, answered=list(answered)) or {})
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=None))
-    argv = ["--model", "m", "--adapter", "a", "--home", "h", "--window", "5", "--max-wait", "7"]
-    assert main(argv) == 0
-    assert given["args"] == ("m", "a", "h") and given["sampling"].temperature == 0 and (given["max_wait"], given["reasoning"], given["answered"]) == (7.0, False, [])
-    assert (given["thinking"], given["window"], given["rules"], given["dtype"], given["machine"].batch) == (False, 5, True, None, 64)
-    path = tmp_path / "answers.jsonl"
-    path.write_bytes(line(1, activity="A") + b"\n" + line(2, activity="A"))
-    argv += ["--thinking", "--reasoning", "--no-rules", "--temperature", "0.3", "--dtype", "float32", "--batch", "3", "--out", str(path)]
-    assert main(argv) == 0
-    assert given["sampling"].temperature == 0.3 and given["reasoning"] and [of["state"] for of in given["answered"]] == ["state 1"]
-    assert (given["thinking"], given["rules"], given["dtype"], given["machine"].batch) == (True, False, "float32", 3)
-
-
-def test_a_window_that_could_never_be_answered_is_told_at_once(model):
-    with pytest.raises(UserError, match="max_new_tokens|max-new-tokens|positions"):
-        Recognizer.load(model, None, HOME, window=500)
-
-
-@pytest.mark.parametrize("torn", [b'{"time": "2024', line(4, activity="A")])
-def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path, torn):
-    """Each event has one answer, in order, wherever the first run was killed; a torn line is written again, one without its end too."""
-    given, path = b"".join(line(n) + b"\n" for n in range(12)), tmp_path / "answers.jsonl"
-    argv = [sys.executable, "-m", "harkd.recognize", "--model", model, "--home", "simulated:D0", "--window", "2", "--out", str(path)]
-    process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    process.stdin.write(given[: given.index(b"state 5")])  # up to the middle of a line
-    process.stdin.flush()
-    deadline = time.monotonic() + 60
-    while not path.exists() or path.read_bytes().count(b"\n") < 4:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    with open(path, "ab") as file:
-        file.write(torn)
-    done = subprocess.run(argv, cwd=ROOT, input=given, capture_output=True)
-    assert done.returncode == 0 and json.loads(done.stdout) == {"events": 12, "skipped": 0}
-    assert [row["state"] for row in lines(path)] == [f"state {n}" for n in range(12)] and all(row["activity"] for row in lines(path))
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "the following arguments are required: --model, --home"),
-        (["--model", "{model}", "--home", "/nowhere"], "there is no home /nowhere"),
-        (["--model", "{model}", "--home", "simulated:X"], "there is no simulated home"),
-        (["--model", "{model}", "--home", "simulated:D0", "--window", "0"], "--window must be at least 1"),
-        (["--model", "{model}", "--home", "simulated:D0", "--out", "/nowhere/x"], "/nowhere/x cannot be written"),
-        (["--model", "{model}", "--home", "~no-such-user/x"], "there is no home ~no-such-user/x"),
-        (["--model", "{model}", "--home", "x" * 5000], "there is no home xxx"),
-        (["--model", "{model}", "--home", "csv:" + "x" * 5000], "there is no folder xxx"),
-        (["--model", "{model}", "--home", "simulated:D0", "--guided"], "unrecognized arguments: --guided"),
-        (["--model", "{model}", "--home", "simulated:D0", "--exact-probabilities"], "unrecognized arguments: --exact-probabilities"),
-    ],
-)
-def test_mistakes_are_told(model, flags, message):
-    code, _, _, err = outcome(main, *[flag.format(model=model) for flag in flags])
-    assert code == 2 and message in err and err.count("\n") == 1
-
-
-@pytest.mark.parametrize("end", ["", "\n"])
-def test_a_file_without_answers_is_not_written_to(model, tmp_path, end):
-    path = tmp_path / "home.json"
-    path.write_text(text := '{"name": "home", "rooms": {}}' + end)
-    code, _, _, err = outcome(main, "--model", model, "--home", "simulated:D0", "--out", path)
-    assert code == 2 and "home.json, line 1 is no answer" in err and err.count("\n") == 1 and path.read_text() == text
 
 
 def test_a_wait_is_a_number_of_seconds():

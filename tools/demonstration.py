@@ -161,8 +161,8 @@ def main(argv: list[str] | None = None) -> int:
         runs = made(seed, out)
         found, before = one_seed(seed, out, {name: runs[name] for name in args.only or runs}), by_seed.get(str(seed), {})
         by_seed[str(seed)] = {part: {**before.get(part, {}), **of} for part, of in found.items()}
-        write_json(path, result_of(dict(sorted(by_seed.items(), key=lambda item: int(item[0])))))
-    result = read_json(path)
+        result = result_of(dict(sorted(by_seed.items(), key=lambda item: int(item[0]))))
+        write_json(path, result)
     print(table(result["rows"]))
     print(json.dumps({"ratios": result["ratios"]}))
     return 0
