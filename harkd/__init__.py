@@ -21,7 +21,7 @@ _HOME_OF = {
     "prompt": "harkd.homes.prompt",
     "parse_answer": "harkd.homes.answer",
     "score": "harkd.scoring.metrics",
-    "Recognizer": "harkd.recognize",
+    "Recognizer": "harkd.live",
     "UserError": "harkd.errors",
 }
 __all__ = [*_HOME_OF, "__version__"]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from harkd.homes.answer import canonical
 from harkd.homes.events import Event, Home, Label
-from harkd.recognize import Recognizer
+from harkd.live import Recognizer
 from harkd.sampling.request import Sampling
 
 HOME = Home("h", (("kitchen", ("fridge",)),), (Label("A"), Label("B")))
@@ -24,10 +24,10 @@ def line(n: int, **more) -> bytes:
 
 
 class Fake:
-    """In the place of a Generator: says B where an event's number is odd; `calls` counts windows, `wait` holds an answer back."""
+    """In the place of a Generator: says B where an event's number is odd; `calls` counts windows, `prepared` events, `wait` holds an answer back."""
 
     def __init__(self, batch: int = 4, wait: float = 0.0) -> None:
-        self.batch, self.calls, self.wait, self.inside, self.lock = batch, [], wait, 0, threading.Lock()
+        self.batch, self.calls, self.prepared, self.wait, self.inside, self.lock = batch, [], [], wait, 0, threading.Lock()
 
     def generate(self, requests):
         self.inside += 1
@@ -41,6 +41,10 @@ class Fake:
             text = f"<think>\nodd or even\n</think>\n\n{canonical(['AB'[i] for i in said])}"
             yield SimpleNamespace(request=asked, text=text, finish_reason="stop", probabilities=[{i: 0.75} for i in said])
         self.inside -= 1
+
+    def prepare(self, asked):
+        assert not self.inside and self.lock.locked()
+        self.prepared.append(asked.prompt.count("description"))
 
 
 def fake(batch: int = 4, wait: float = 0.0, window: int = 10) -> Recognizer:

@@ -4,10 +4,12 @@ from tests.door_cases import mixed, model, outcome, short_prompts  # noqa: F401
 from tools.bench_live import main
 
 
-def test_the_ratio_is_that_of_the_median_window(model, mixed):
+def test_the_ratios_are_those_of_the_median_windows(model, mixed):
     code, result, text, _ = outcome(main, model, "--data", mixed, "--windows", 3, "--dtype", "float32")
-    median = float(text.split("a window: median ")[1].split()[0])
-    assert code == 0 and "; 3 windows" in text and abs(result["ratios"]["window_to_limit"] - median / 4) < 0.002
+    assert code == 0 and ", 3 windows\n" in text and text.count(": median") == 3
+    for name, what in (("window", "ten events at once"), ("last_event", "the last of ten")):
+        median = float(text.split(f"{what}: median ")[1].split()[0])
+        assert abs(result["ratios"][f"{name}_to_limit"] - median / 4) < 0.002
 
 
 def test_mistakes_are_told(model, mixed, tmp_path):

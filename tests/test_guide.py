@@ -109,7 +109,7 @@ def test_every_branch_is_what_the_model_says_by_hand(tiny, sampling):
 
 @pytest.mark.parametrize(
     "options",
-    [{"batch": 1}, {"batch": 16, "step_tokens": 16, "page_size": 1}, {"batch": 5, "step_tokens": 7}, {"batch": 9, "cache_tokens": 620, "page_size": 8}],
+    [{"batch": 1}, {"batch": 3}, {"batch": 16, "step_tokens": 16, "page_size": 1}, {"batch": 5, "step_tokens": 7}, {"batch": 9, "cache_tokens": 620, "page_size": 8}],
     ids=str,
 )
 def test_every_way_of_batching_gives_the_same_answers_beside_free_text(tiny, options):
@@ -129,13 +129,34 @@ def test_every_way_of_batching_gives_the_same_answers_beside_free_text(tiny, opt
             assert event == pytest.approx(other, rel=1e-9)
 
 
-def test_known_stretches_take_one_forward_each_and_the_last_none(tiny, monkeypatch):
-    g = generator(tiny)
-    sizes = tokens_run(g, monkeypatch)
-    labels = ("A", "B")
-    (done,) = g.generate([guided("w", "fridge", 6, labels=labels)])
-    assert len(sizes) == 6  # prefix, prompt and the first known stretch together; then from one choice to the next
-    assert all(p == pytest.approx(1) for p in (sum(event.values()) for event in done.probabilities))
+@pytest.mark.parametrize(
+    "said, small, forwards",  # the first takes in prefix, prompt and the first known stretch together, the others what lies between choices
+    [("ABBABA", 0, 6), ("AAAAAA", 0, 6), ("AAAAAA", 128, 2), ("ABABAB", 128, 6), ("AAABBB", 128, 3), ("ABBBBB", 128, 3), ("AAAAAA", 40, 3)],
+)
+def test_known_stretches_take_one_forward_each_or_fewer_where_the_guess_is_right(tiny, monkeypatch, said, small, forwards):
+    letter = {label: tiny.tokenizer.encode(f'"{label}"')[1] for label in "AB"}
+
+    def run(small: int) -> tuple[list[int], list[torch.Tensor]]:
+        """Tokens of each forward, and the logits at each choice, which falls as `said`."""
+        choices, head, seen, g = iter(said), tiny.model.head, [], generator(tiny)
+
+        def says(hidden, ids):
+            assert set(ids) == set(letter.values())
+            seen.append(head(hidden, ids))
+            return seen[-1] + 1e9 * torch.tensor([token == letter[choice] for choice in next(choices) for token in ids])
+
+        with monkeypatch.context() as patch:
+            patch.setattr("harkd.sampling.generator.SMALL", small)
+            patch.setattr(tiny.model, "head", says)
+            sizes = tokens_run(g, patch)
+            (done,) = g.generate([guided("w", "fridge", 6, labels=("A", "B"))])
+        assert "".join(parse_answer(done.text, 6, ("A", "B")).labels) == said and all_pages_are_back(g)
+        return sizes, seen
+
+    sizes, seen = run(small)
+    assert len(sizes) == forwards and all(size <= max(small, 30) for size in sizes[1:])
+    torch.testing.assert_close(torch.stack(seen), torch.stack(run(0)[1]), atol=1e-9, rtol=0)
+    assert len(seen) == 6
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -14,7 +14,8 @@ import harkd
 from harkd.errors import UserError
 from harkd.eval import main as evaluate
 from harkd.homes.dataset import read
-from harkd.recognize import Live, Recognizer, serve
+from harkd.live import Live, Recognizer
+from harkd.recognize import serve
 from harkd.sampling.request import Sampling
 from tests.door_cases import lines, mixed, model, run, short_prompts  # noqa: F401
 from tests.live_cases import HOME, Fake, event, fake, line, right
@@ -33,6 +34,9 @@ def test_it_says_what_eval_says(model, mixed, tmp_path):
         chosen = [of[label] for record in records for of, label in zip(record["probabilities"], record["answer"])]
         assert [it.probability for it in found] == pytest.approx(chosen, rel=1e-4) and [it.event for it in found] == list(recording.events())
     events = list(recording.events())
+    recognizer.prepare(events[:7])
+    after = list(recognizer.recognize(events[:10]))
+    assert [it.activity for it in after] == records[0]["answer"] and [it.probability for it in after] == pytest.approx(chosen[:10], rel=1e-4)
     alone, answers = list(recognizer.recognize(events)), {}
     threads = [threading.Thread(target=lambda n=n: answers.update({n: list(recognizer.recognize(events))})) for n in range(4)]
     for thread in threads:
@@ -59,6 +63,28 @@ def test_a_full_window_does_not_wait_and_a_part_of_one_not_for_long():
     live.put(event(13))
     live.close()
     assert right(list(found), [13])
+
+
+def test_a_window_is_prepared_while_it_fills_but_not_in_a_burst():
+    live = Live(fake(window=4))
+    generator, found = live.recognizer.generator, []
+    reader = threading.Thread(target=lambda: found.extend(live))
+    reader.start()
+    for n in range(7):
+        live.put(event(n))
+        due = [1, 2, 3, *([1, 2, 3] if n > 3 else [])][: n + 1 - (n > 2)]
+        end = time.monotonic() + 5
+        while (generator.prepared != due or len(generator.calls) < (n > 2)) and time.monotonic() < end:
+            time.sleep(0.005)
+        assert generator.prepared == due and len(generator.calls) == (n > 2)
+    live.close()
+    reader.join()
+    assert right(found, range(7)) and generator.prepared == [1, 2, 3, 1, 2, 3]
+    live = Live(fake(window=4))
+    for n in range(7):
+        live.put(event(n))
+    live.close()
+    assert right(list(live), range(7)) and not live.recognizer.generator.prepared
 
 
 def test_the_oldest_event_decides_how_long_to_wait():

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from harkd.errors import UserError
-from harkd.recognize import Recognizer, main
+from harkd.live import Recognizer
+from harkd.recognize import main
 from tests.door_cases import lines, model, outcome  # noqa: F401
 from tests.helpers import ROOT
 from tests.live_cases import HOME, line

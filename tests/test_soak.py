@@ -22,8 +22,8 @@ from tests.guide_cases import LABELS, guided
 def parked(g: Generator, monkeypatch) -> Counter:
     """How often each running sequence lost its pages before its end, from now on."""
     counts: Counter[str] = Counter()
-    park = g._park
-    monkeypatch.setattr(g, "_park", lambda one: counts.update([one.request.window] if one.pages and not one.ended else []) or park(one))
+    park = g.places.park
+    monkeypatch.setattr(g.places, "park", lambda one: counts.update([one.request.window] if one.pages and not one.ended else []) or park(one))
     return counts
 
 
@@ -63,7 +63,7 @@ def soak(tiny, monkeypatch, count: int, size: int = 4, pages: int = 75) -> None:
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert seen == Counter(r.window for r in requests)
     assert sum(lost.values()) > count / 20 and len(lost) > count / 40
-    assert all_pages_are_back(g) and not g.active and len(g.prefixes) == 3
+    assert all_pages_are_back(g) and not g.places.active and len(g.prefixes) == 3
     if len(memory) > 10:
         assert memory[-1] - memory[len(memory) // 2] < 4 << 10  # KiB
 
@@ -93,7 +93,7 @@ def test_the_youngest_makes_room_and_is_written_all_the_same(endless, monkeypatc
     lost = parked(g, monkeypatch)
     done = {c.request.window: c for c in g.generate(requests)}
     assert all(done[c.request.window].ids == c.ids for c in generator(endless).generate(requests)) and len(done) == 6
-    assert lost and all_pages_are_back(g) and not g.active
+    assert lost and all_pages_are_back(g) and not g.places.active
     assert list(done)[0] == "w0" and "w0" not in lost  # the oldest
 
 

@@ -3,10 +3,11 @@
 Each step is one packed forward of, for every running sequence, the tokens that its cache lacks: one for a sequence that is writing, a
 known stretch of a guided answer, a part of a prompt or of the prefix before it, under a budget of tokens. Where all tokens of a sequence
 are in, its last row gives the next one. A sequence that ends gives its pages to the next request at once. A prefix that requests share is
-computed once and its pages are read by all of them.
+computed once and its pages are read by all of them (pages: see places.py).
 
-Pages: while there are enough a sequence takes all that it may come to need, one behind the other. When they run out, these go by and by:
-pages that were taken in advance, prefixes that nobody uses, and the youngest sequence's, which is computed again when there is room.
+A small step takes in more of a guided answer than is known: the rest of it, as if every choice to come fell as the last one did, which is
+likely where events follow each other. Each choice is then made from the row before it, as ever, and the first that falls otherwise ends
+what the step is good for. So nothing but the number of steps depends on the guess.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import Tokenizer
 from harkd.sampling.intake import Intake
 from harkd.sampling.request import BATCH, Request, Sampling
+from harkd.sampling.places import Places
 from harkd.sampling.sampler import sample, uniform
 from harkd.sampling.sequence import Run, Sequence, pack
 
 PAGE = 32  # tokens
+SMALL = 128  # tokens: a step of so many takes hardly longer than one of a few
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Generator:
         del self.cache.free[int(min(model.group.sum(pages))) :]  # processes that hold one model share out alike
         self.vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)  # ids above are padding of the head
         self.intake = Intake(tokenizer, model.config.max_position_embeddings, len(self.cache.free), page_size)
-        self.active: list[Sequence] = []  # those that hold pages, of all iterators
+        self.places = Places(self.cache, self.intake.prefixes)
         self.lock = Lock()  # for callers in several threads, who take turns
 
     @property
@@ -88,17 +91,23 @@ class Generator:
         """As `generate`, but nothing is drawn: each completion has the given ids and the logprob of each, as the model would write them."""
         return self._run(self.intake.open(request, ids) for request, ids in given)
 
+    def prepare(self, request: Request) -> None:
+        """Compute a prompt, and keep it in the cache for the next request, of which what begins alike need not be computed again."""
+        sequence = self.intake.open(request, [])
+        sequence.kept = True
+        list(self._run(iter([sequence])))
+
     def _run(self, waiting: Iterator[Sequence]) -> Iterator[Completion]:
         running: list[Sequence] = []  # the oldest first
         mistakes: list[UserError] = []
         first = _next(waiting, mistakes)
         try:
             while first or running:
-                room = all(sequence.pages or self._admit(sequence) for sequence in running)  # those that lost their pages, first
-                while room and first and len(running) < self.batch and self._admit(first):
+                room = all(sequence.pages or self.places.admit(sequence) for sequence in running)  # those that lost their pages, first
+                while room and first and len(running) < self.batch and self.places.admit(first):
                     running.append(first)
                     first = _next(waiting, mistakes)
-                self._make_room(running)
+                self.places.make_room(running)
                 ready = [sequence for sequence in running if sequence.pages and not sequence.ended]
                 if ready:
                     self._step(ready)
@@ -107,102 +116,69 @@ class Generator:
                 ended = [sequence for sequence in running if sequence.ended]
                 running = [sequence for sequence in running if not sequence.ended]
                 for sequence in ended:
-                    self._park(sequence)
+                    self.places.end(sequence)
                 yield from map(self._completion, ended)
             if mistakes:
                 raise mistakes[0]
         finally:  # the caller may stop early
             for sequence in running:
-                self._park(sequence)
-
-    def _admit(self, sequence: Sequence) -> bool:
-        """Give a sequence and its prefix their pages. False: there is no room until another one ends."""
-        prefix = sequence.prefix
-        if prefix.tokens and not prefix.pages:
-            prefix.pages = self._allocate(len(prefix.tokens)) or []
-            if not prefix.pages:
-                return False
-        prefix.users += 1  # before the next allocation, which may drop unused prefixes
-        # where it is tight, leave every other sequence a page to grow into
-        sequence.pages = self.cache.allocate(sequence.room) or self._allocate(len(sequence.tokens), len(self.active)) or []
-        if sequence.pages:
-            self.active.append(sequence)
-        else:
-            prefix.users -= 1
-        return bool(sequence.pages)
-
-    def _park(self, sequence: Sequence) -> None:
-        """Take a sequence's pages away, if it has any: what it has written stays, and enters the cache again when it gets others."""
-        if sequence.pages:
-            self.cache.release(sequence.pages)
-            sequence.pages, sequence.past = [], 0
-            sequence.prefix.users -= 1
-            self.active.remove(sequence)
-
-    def _make_room(self, running: list[Sequence]) -> None:
-        """See that all that run have pages for their tokens, the oldest first; the youngest make room."""
-        for sequence in running:
-            while sequence.pages and (lack := len(sequence.tokens) - len(sequence.pages) * self.cache.page_size) > 0:
-                more = self._allocate(lack)
-                if more:
-                    sequence.pages += more
-                else:
-                    self._park(next(one for one in reversed(running) if one.pages))
-
-    def _allocate(self, tokens: int, spare: int = 0) -> list[int] | None:
-        """Pages for tokens, where that leaves `spare` more free; pages taken in advance and unused prefixes make room."""
-        size = self.cache.page_size
-        need = -(-tokens // size)
-        while (pages := self.cache.allocate((need + spare) * size)) is None:
-            unused = next((prefix for prefix in self.prefixes.values() if prefix.pages and not prefix.users), None)
-            ahead = next((one for one in self.active if len(one.pages) > -(-len(one.tokens) // size)), None)
-            if ahead:
-                keep = -(-len(ahead.tokens) // size)
-                self.cache.release(ahead.pages[keep:])
-                del ahead.pages[keep:]
-            elif unused:
-                self.cache.release(unused.pages)
-                unused.pages, unused.past = [], 0
-            else:
-                return None
-        self.cache.release(pages[need:])
-        return pages[:need]
+                self.places.park(sequence)
 
     @torch.inference_mode()
     def _step(self, running: list[Sequence]) -> None:
-        """One forward: every sequence that writes gets its token in, prefixes and prompts share what is left of the budget.
+        """One forward: every sequence that writes gets its tokens in, prefixes and prompts share what is left of the budget.
 
-        Complete ones get their next token.
+        Complete ones get their next token; guided ones as many as were guessed right.
         """
-        work: dict[Run, int] = {}
+        work: dict[Run, list[int]] = {}
         budget = self.step_tokens
         for sequence in sorted(running, key=lambda one: len(one.tokens) - one.past > 1):  # those that write, then the others in their order
             for run in (sequence.prefix, sequence):
-                count = min(budget, len(run.tokens) - run.past)
+                new = run.tokens[run.past : run.past + budget]
                 prefix = run.prefix  # which must be in, or come in by this very step
-                if count and run not in work and (not prefix or prefix.past + work.get(prefix, 0) == len(prefix.tokens)):
-                    work[run] = count
-                    budget -= count
+                if new and run not in work and (not prefix or prefix.past + len(work.get(prefix, ())) == len(prefix.tokens)):
+                    work[run] = new
+                    budget -= len(new)
+        guesses = self._guess(work)
+        entering = {run: new + guesses.get(run, []) for run, new in work.items()}
         try:
-            hidden = self.model.hidden(*pack(work, self.cache, self.model.device), self.cache)
-            self._read(work, hidden)
+            hidden = self.model.hidden(*pack(entering, self.cache, self.model.device), self.cache)
+            self._read(work, guesses, hidden)
         except RuntimeError as error:
-            self._spare_memory(error, sum(work.values()))
+            self._spare_memory(error, sum(map(len, entering.values())))
             for run in running:  # those that were to get a token come again
                 run.past -= run.past == len(run.tokens) and not run.given
 
-    def _read(self, work: dict[Run, int], hidden: Tensor) -> None:
-        """Book what a step computed, and let those whose tokens are all in go on."""
-        alike: dict[tuple[Sampling, bool], list[tuple[Sequence, int]]] = {}  # sequences to be drawn for together, with their last rows
+    def _guess(self, work: dict[Run, list[int]]) -> dict[Run, list[int]]:
+        """What guided answers may go on with, in a step so small that more tokens take hardly longer."""
+        guesses: dict[Run, list[int]] = {}
+        spare = min(self.step_tokens, SMALL) - sum(map(len, work.values()))
+        for run, new in work.items():
+            if isinstance(run, Sequence) and run.walk and run.past + len(new) == len(run.tokens) and spare > 0:
+                guesses[run] = run.walk.guess()[: min(spare, len(run.pages) * self.cache.page_size - len(run.tokens))]
+                spare -= len(guesses[run])
+        return guesses
+
+    def _read(self, work: dict[Run, list[int]], guesses: dict[Run, list[int]], hidden: Tensor) -> None:
+        """Book what a step computed, and let those whose tokens are all in go on, for as long as they do as was guessed."""
+        ready: dict[Sequence, int] = {}  # the row of a sequence's last token
         row = 0
-        for run, count in work.items():
+        for run, new in work.items():
             if isinstance(run, Sequence) and run.given:
-                self._judge(run, hidden[row : row + count])
-            run.past, row = run.past + count, row + count
+                self._judge(run, hidden[row : row + len(new)])
+            run.past, row = run.past + len(new), row + len(new)
             if isinstance(run, Sequence) and not run.given and run.past == len(run.tokens):
-                alike.setdefault((run.request.sampling, run.walk is None), []).append((run, row - 1))
-        for ready in alike.values():
-            self._write(ready, hidden)
+                ready[run] = row - 1
+            row += len(guesses.get(run, ()))
+        while ready:
+            alike: dict[tuple[Sampling, bool], list[tuple[Sequence, int]]] = {}  # to be drawn for together
+            for one, row in ready.items():
+                alike.setdefault((one.request.sampling, one.walk is None), []).append((one, row))
+            for some in alike.values():
+                self._write(some, hidden)
+            right = {one: one.confirm(guesses[one]) for one in ready if one in guesses}
+            guesses = {one: guesses[one][n:] for one, n in right.items()}
+            ready = {one: ready[one] + n for one, n in right.items() if n}
 
     def _spare_memory(self, error: RuntimeError, tokens: int) -> None:
         """Halve the budget where a step of so many tokens found no memory; any other error is raised."""

@@ -45,18 +45,17 @@ def compile_guide(encode: Callable[[str], list[int]], answer: Sequence[str | tup
     for i, part in enumerate(answer):
         if not isinstance(part, str):
             whole = [encode("".join([*first[:i], option, *first[i + 1 :]])) for option in part]
-            shortest = min(map(len, whole))
-            begin = _shared(whole, shortest)
-            end = _shared([ids[::-1] for ids in whole], shortest - begin)
+            begin = shared(whole)
+            end = shared([ids[begin:][::-1] for ids in whole])
             choices.append((begin, len(known) - end, [ids[begin : len(ids) - end] for ids in whole]))
     begins = [*(begin for begin, _, _ in choices), len(known)]
     ways = [[branch + known[end:after] for branch in branches] for (_, end, branches), after in zip(choices, begins[1:])]
     return Guide(known[: begins[0]], list(map(_trie, ways)), begins[0] + sum(max(map(len, choice)) for choice in ways))
 
 
-def _shared(rows: list[list[int]], most: int) -> int:
-    """How many tokens all rows begin with, at most `most`."""
-    return next((i for i in range(most) if len({row[i] for row in rows}) > 1), most)
+def shared(rows: Sequence[list[int]]) -> int:
+    """How many tokens all rows begin with."""
+    return next((i for i, column in enumerate(zip(*rows)) if len(set(column)) > 1), min(map(len, rows)))
 
 
 def _trie(rows: list[list[int]]) -> Node:
@@ -98,11 +97,13 @@ class Walk:
     def __init__(self, guide: Guide, exact: bool = False) -> None:
         self.probabilities: list[dict[int, float]] = []
         self.forks: list[Fork] = []
-        self._tries, self._exact = iter(guide.tries), exact
+        self._tries, self._exact = guide.tries, exact
+        self._last: int | None = None  # the option of the choice before
         self._enter()
 
     def _enter(self) -> None:
-        self.node, self._p = next(self._tries, None), 1.0
+        done = len(self.probabilities)
+        self.node, self._p = self._tries[done] if done < len(self._tries) else None, 1.0
         if self.node is not None:
             self.probabilities.append({0: 1.0} if len(self.node.options) == 1 else {})
 
@@ -113,7 +114,19 @@ class Walk:
             straight, self.node = _straight(self.node)
             tokens += straight
             if not self.node.children:
+                (self._last,) = self.node.options
                 self._enter()
+        return tokens
+
+    def guess(self) -> list[int]:
+        """The tokens from the branch at hand on, if this choice and all that follow fall as the last one did; none before the first."""
+        tokens: list[int] = []
+        for node in [self.node, *self._tries[len(self.probabilities) :]] if self.node and not self._exact else []:
+            if self._last not in node.options:
+                break
+            while node.children:
+                token, node = next((token, child) for token, child in node.children.items() if self._last in child.options)
+                tokens.append(token)
         return tokens
 
     def take(self, token: int, p: dict[int, float], at: int) -> None:

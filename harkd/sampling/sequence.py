@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harkd.kernels.attention import Sequences
 from harkd.qwen3.cache import Cache
-from harkd.sampling.guide import Walk
+from harkd.sampling.guide import Walk, shared
 from harkd.sampling.request import Request
 
 
@@ -40,6 +40,7 @@ class Sequence(Run):
     room: int  # own tokens at most
     closes_at: int | None = None  # reasoning is closed when so many tokens are written
     given: bool = False  # nothing is written: the logprobs of what stands there are asked for
+    kept: bool = False  # behind its end it keeps its pages, for one that begins alike
     walk: Walk | None = None  # through the guided answer, once it has begun
     logprobs: list[float] = field(default_factory=list)
     real: list[int] | None = None  # while `tokens` are a fork: the tokens written
@@ -77,6 +78,13 @@ class Sequence(Run):
             self._switch(written)
             self.real = None
 
+    def confirm(self, guess: list[int]) -> int:
+        """Book what entered the cache as a guess and was written since: how many tokens, if more are to be written behind them, else 0."""
+        new = self.tokens[self.past :]
+        right = shared([new, guess])
+        self.past += right
+        return right if right == len(new) and not self.ended else 0
+
     @property
     def branch(self) -> dict[int, object]:
         """The tokens among which to choose."""
@@ -84,12 +92,12 @@ class Sequence(Run):
 
     def _switch(self, tokens: list[int]) -> None:
         """Put other tokens in the place of these; those that both begin with stay in the cache."""
-        same = next((i for i, (a, b) in enumerate(zip(self.tokens, tokens)) if a != b), min(len(self.tokens), len(tokens)))
-        self.tokens, self.past = tokens, min(self.past, same)
+        self.past = min(self.past, shared([self.tokens, tokens]))
+        self.tokens = tokens
 
 
-def pack(work: dict[Run, int], cache: Cache, device: torch.device) -> tuple[Tensor, Tensor, Sequences]:
-    """Ids [T], positions [T] and plan of the next `work[run]` tokens of each run.
+def pack(work: dict[Run, list[int]], cache: Cache, device: torch.device) -> tuple[Tensor, Tensor, Sequences]:
+    """Ids [T], positions [T] and plan of a step in which the tokens `work[run]` enter the cache behind the past of each run.
 
     Pasts and prefixes lie in the cache, or enter it in this same step.
     """
@@ -101,21 +109,21 @@ def pack(work: dict[Run, int], cache: Cache, device: torch.device) -> tuple[Tens
         width = max(map(len, rows), default=0)
         return ints([row + [0] * (width - len(row)) for row in rows]).view(len(rows), width)
 
-    places = [(run, i) for run, n in work.items() for i in range(run.past, run.past + n)]
+    places = [(run, run.past + i) for run, new in work.items() for i in range(len(new))]
     prefixes = list(dict.fromkeys(run.prefix for run in work if run.prefix and run.prefix.tokens))
     number = {prefix: g for g, prefix in enumerate(prefixes)}
     before = {run: len(run.prefix.tokens) if run.prefix else 0 for run in work}
     plan = Sequences(
-        cu_q=ints([0, *accumulate(work.values())]),
+        cu_q=ints([0, *accumulate(map(len, work.values()))]),
         past=ints([run.past for run in work]),
         prefix_of=ints([number.get(run.prefix, -1) for run in work]),
         prefix_len=ints([len(prefix.tokens) for prefix in prefixes]),
         prefix_start=ints([-1] * len(prefixes)),
-        max_q=max(work.values()),
-        max_k=max(before[run] + run.past + n for run, n in work.items()),
+        max_q=max(map(len, work.values())),
+        max_k=max(before[run] + run.past + len(new) for run, new in work.items()),
         block_table=table([run.pages for run in work]),
         prefix_table=table([prefix.pages for prefix in prefixes]),
         slots=ints([cache.slot(run.pages, i) for run, i in places], torch.int64),
     )
-    ids, positions = [run.tokens[i] for run, i in places], [before[run] + i for run, i in places]
+    ids, positions = [token for new in work.values() for token in new], [before[run] + i for run, i in places]
     return ints(ids, torch.int64), ints(positions, torch.int64), plan
