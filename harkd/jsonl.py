@@ -48,15 +48,21 @@ class JsonLinesWriter:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def append(self, record: Mapping[str, Any], sync: bool = True) -> None:
-        """Write one object, and wait until it is on the disk unless it costs little to make again: a kill loses nothing either way."""
+        """Write one object, and wait until it is on the disk unless it costs little to make again: a kill loses nothing either way.
+
+        Raises UserError where the disk does not take it; the file stays as it was.
+        """
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        with self._alone():
-            size = os.fstat(self._file).st_size
-            if os.write(self._file, line) != len(line):  # a full disk: leave no torn line behind
-                os.ftruncate(self._file, size)
-                raise OSError(errno.ENOSPC, "no room for a whole record", str(self.path))
-        if sync:
-            os.fsync(self._file)
+        try:
+            with self._alone():
+                size = os.fstat(self._file).st_size
+                if os.write(self._file, line) != len(line):  # a full disk: leave no torn line behind
+                    os.ftruncate(self._file, size)
+                    raise OSError(errno.ENOSPC, "no room for a whole record")
+            if sync:
+                os.fsync(self._file)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

@@ -78,21 +78,23 @@ class Recognizer:
             yield from self._label(some)
 
     def prepare(self, events: Iterable[Event]) -> None:
-        """Compute the prompt of events as far as it is known: `recognize`, if it comes next for these and others behind, goes on there."""
+        """Compute the prompt of one or more events as far as it is known: `recognize`, if it comes next for these and more, goes on."""
         with self.generator.lock:
-            self.generator.prepare(request(self.home, self._window(0, events), **self._how))
+            self.generator.prepare(request(self.home, self._window(events), **self._how))
 
-    def _window(self, number: int, events: Iterable[Event]) -> Window:
-        return Window(f"{self.home.name}/{number}", self.home.name, "", "", tuple(events))
+    def _window(self, events: Iterable[Event]) -> Window:
+        events = tuple(events)
+        name = f"{self.home.name}/{events[0].id}/{events[0].time}"  # it decides the noise, whatever runs beside it
+        return Window(name, self.home.name, "", "", events)
 
     def _label(self, events: Sequence[Event]) -> list[Recognition]:
-        windows = [self._window(i, events[i : i + self.window]) for i in range(0, len(events), self.window)]
+        windows = [self._window(events[i : i + self.window]) for i in range(0, len(events), self.window)]
         with self.generator.lock:
             asked = [request(self.home, window, **self._how) for window in windows]
-            written = {done.request.window: done for done in self.generator.generate(asked)}
+            written = {done.request: done for done in self.generator.generate(asked)}  # equal requests have equal completions
         found = []
-        for window in windows:
-            done, labels = written[window.id], self.home.label_names
+        for window, of_window in zip(windows, asked, strict=True):
+            done, labels = written[of_window], self.home.label_names
             answer = read_answer(done.text, done.finish_reason, window, labels)
             reasoning = done.text.rpartition(CLOSE)[0].strip().removeprefix(OPEN).strip()
             given = probabilities(done, labels) or [{}] * len(window.events)

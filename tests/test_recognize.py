@@ -6,6 +6,7 @@ import json
 import resource
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_it_says_what_eval_says(model, mixed, tmp_path):
         thread.join()
     assert len(answers) == 4 and all([it.activity for it in found] == [it.activity for it in alone] for found in answers.values())
     assert len(recognizer.generator.prefixes) == 1  # all windows of the home share it
+
+
+def test_what_is_drawn_does_not_depend_on_what_runs_beside_it(model):
+    recognizer = Recognizer.load(model, None, HOME, sampling=Sampling(temperature=5.0, top_k=0, top_p=1.0, max_new_tokens=500))
+    events = [event(n) for n in range(40)]
+    together = list(recognizer.recognize(events))
+    parts = [found for at in range(0, 40, 10) for found in recognizer.recognize(events[at : at + 10])]
+    assert [found.activity for found in parts] == [found.activity for found in together]
+    same = [[found.activity for found in recognizer.recognize([replace(event(0), id=n) for _ in range(10)])] for n in range(4)]
+    assert len(set(map(tuple, same))) > 1  # windows that tell the same, but for who they are
 
 
 def test_a_full_window_does_not_wait_and_a_part_of_one_not_for_long():

@@ -1,6 +1,7 @@
 """Live recognition by its command line: while events still come, after a kill, and what it says of mistakes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -135,6 +136,15 @@ def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path, torn):
 def test_mistakes_are_told(model, flags, message):
     code, _, _, err = outcome(main, *[flag.format(model=model) for flag in flags])
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_a_full_disk_is_told_and_no_torn_line_stays(model, tmp_path, monkeypatch):
+    path, write = tmp_path / "answers.jsonl", os.write
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=iter(map(line, range(3)))))
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data if b"state 0" in data else data[:7]))
+    code, _, _, err = outcome(main, "--model", model, "--home", "simulated:D0", "--window", 1, "--out", path)
+    assert code == 2 and err.splitlines()[-1] == f"harkd.recognize: {path} cannot be written: no room for a whole record"
+    assert [row["state"] for row in lines(path)] == ["state 0"] and path.read_bytes().endswith(b"\n")
 
 
 @pytest.mark.parametrize("end", ["", "\n"])
