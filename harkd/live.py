@@ -139,27 +139,32 @@ class Live:
                 yield self._found.popleft()
             if self._ended and not self._waiting:
                 return
-            due = self._due()
-            if not due and 0 < len(self._waiting) < self.recognizer.window and self._queue.empty():
+            if not self._ended and 0 < len(self._waiting) < self.recognizer.window and self._left() and self._queue.empty():
                 self.recognizer.prepare(event for _, event in self._waiting)
+            due = self._due()
             found = list(self.recognizer.recognize(event for _, event in islice(self._waiting, due)))  # if it fails, they wait on
             for recognition in found:
                 self._waiting.popleft()
                 self._found.append(recognition)
 
+    def _left(self) -> float | None:
+        """Seconds that the oldest event may still wait, None where no event does."""
+        return max(0.0, self._waiting[0][0] + self.max_wait - time.monotonic()) if self._waiting else None
+
     def _due(self) -> int:
         """Wait for an event, or until the oldest has waited for long enough. Returns how many are to be labelled now."""
         size, most = self.recognizer.window, self.recognizer.window * self.recognizer.generator.batch
         if not self._ended:
-            left = max(0.0, self._waiting[0][0] + self.max_wait - time.monotonic()) if self._waiting else None
             try:
-                item = self._queue.get(timeout=left)
+                item = self._queue.get(timeout=self._left())
             except Empty:
                 return len(self._waiting)
             self._ended = item is None
             self._waiting.extend([] if item is None else [item])
-        full = len(self._waiting) // size * size
-        return len(self._waiting) if self._ended else full * (self._queue.empty() or full >= most)
+        full, more = len(self._waiting) // size * size, not self._queue.empty()
+        if self._ended or (self._left() == 0 and not more):
+            return len(self._waiting)
+        return full if not more or full >= most else 0
 
 
 def live_mode(adapter: str | None, thinking: bool | None) -> bool:

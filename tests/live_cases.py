@@ -24,7 +24,9 @@ def line(n: int, **more) -> bytes:
 
 
 class Fake:
-    """In the place of a Generator: says B where an event's number is odd; `calls` counts windows, `prepared` events, `wait` holds an answer back."""
+    """In the place of a Generator: says B where an event's number is odd; `calls` counts windows, `prepared` events, `wait` holds an answer back, `slow` what is prepared."""
+
+    slow = 0.0
 
     def __init__(self, batch: int = 4, wait: float = 0.0) -> None:
         self.batch, self.calls, self.prepared, self.wait, self.inside, self.lock = batch, [], [], wait, 0, threading.Lock()
@@ -45,6 +47,7 @@ class Fake:
     def prepare(self, asked):
         assert not self.inside and self.lock.locked()
         self.prepared.append(asked.prompt.count("description"))
+        time.sleep(self.slow)
 
 
 def fake(batch: int = 4, wait: float = 0.0, window: int = 10) -> Recognizer:

@@ -224,6 +224,9 @@ def test_a_window_without_events_and_a_label_that_nfc_changes(tiny):
         done = {c.request.window: c for c in generator(tiny).generate(asked)}
         assert done["w"].text == canonical(labels[:1] * events) and split_completion(done["v"].text)[1] == done["w"].text
         assert done["w"].probabilities == done["v"].probabilities == [{0: 1.0}] * events and done["v"].finish_reason == "stop"
+    alike = ("cafe\u0301", "caf\u00e9")  # the same tokens
+    (done,) = generator(tiny).generate([guided("w", "x", 2, labels=alike)])
+    assert done.text == canonical(alike[1:] * 2)
     labels = ("cafe\u0301", "caf")
     (done,) = generator(tiny).generate([guided("w", "x", 4, WARM, labels=labels)])
     assert parse_answer(done.text, 4, labels).causes == {} and set(done.probabilities[0]) == {0, 1}

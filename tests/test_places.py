@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from harkd.sampling.guide import shared
-from tests.generator_cases import SYSTEMS, Tiny, all_pages_are_back, endless, generator, request, tiny, tokens_run  # noqa: F401
+from tests.generator_cases import GREEDY, SYSTEMS, Tiny, all_pages_are_back, endless, generator, request, tiny, tokens_run  # noqa: F401
 from tests.guide_cases import guided
 
 
@@ -45,6 +47,30 @@ def test_the_same_prompt_needs_its_last_token_alone(endless, monkeypatch):
     sizes = tokens_run(g, monkeypatch)
     (done,) = g.generate([one])
     assert same(done, other) and set(sizes) == {1} and all_pages_are_back(g)
+
+
+def test_given_text_is_scored_from_its_first_token(endless):
+    (_, one, _), _, _ = parts(endless)
+    given = endless.tokenizer.encode("stove, fridge, on")
+    (other,) = generator(endless).score([(one, given)])
+    g = generator(endless)
+    for kept in (one, replace(one, prompt=one.prompt + "stove, fri")):
+        g.prepare(kept)
+        (done,) = g.score([(one, given)])
+        assert same(done, other) and len(done.logprobs) == len(given) > 3 and all_pages_are_back(g)
+
+
+def test_what_is_kept_needs_no_page_to_grow_into(endless):
+    requests, lengths, _ = parts(endless)
+    alone = next(
+        one for one in (request("v", "bed " * n, "", replace(GREEDY, max_new_tokens=1)) for n in range(100, 150))
+        if len(endless.tokenizer.encode(one.prompt)) % 16 == 15  # with the token to come it fills its last page
+    )  # fmt: skip
+    g = generator(endless, cache_tokens=len(endless.tokenizer.encode(alone.prompt)) + 1)
+    assert len(endless.tokenizer.encode(requests[0].prefix)) + lengths[0] + 32 < 16 * len(g.cache.free)
+    g.prepare(requests[0])
+    (done,) = g.generate([alone])
+    assert same(done, next(generator(endless).generate([alone]))) and g.cache.free.count(False) == 0
 
 
 def test_guesses_find_room_behind_what_was_kept(endless, monkeypatch):

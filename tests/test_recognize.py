@@ -114,6 +114,39 @@ def test_the_oldest_event_decides_how_long_to_wait():
     assert right(found, range(9)) and len(sizes) >= 2
 
 
+def test_what_is_prepared_does_not_put_the_answer_off():
+    """Each event comes in while the one before is prepared: the queue is never found empty behind the time of the oldest."""
+    live = Live(fake(), max_wait=0.3)
+    live.recognizer.generator.slow = 0.2
+
+    def trickle():
+        for n in range(9):
+            live.put(event(n))
+            time.sleep(0.19)
+        live.close()
+
+    begin = time.monotonic()
+    threading.Thread(target=trickle).start()
+    found = iter(live)
+    assert right([next(found)], [0]) and time.monotonic() - begin < 1.0
+    assert right(list(found), range(1, 9)) and len(live.recognizer.generator.calls) >= 3
+
+
+def test_what_is_left_of_a_burst_is_prepared():
+    live, found = Live(fake(window=4)), []
+    for n in range(6):
+        live.put(event(n))
+    reader = threading.Thread(target=lambda: found.extend(live))
+    reader.start()
+    end = time.monotonic() + 5
+    while not live.recognizer.generator.prepared and time.monotonic() < end:
+        time.sleep(0.005)
+    assert live.recognizer.generator.prepared == [2] and live.recognizer.generator.calls == [1]
+    live.close()
+    reader.join()
+    assert right(found, range(6))
+
+
 def test_a_slow_model_does_not_put_off_what_has_waited_in_the_queue():
     """An event waits from `put` on, not from when the model has time for it; and by then its time may be over."""
     live = Live(fake(wait=1.0), max_wait=0.8)

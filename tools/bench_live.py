@@ -24,9 +24,9 @@ from harkd.doors import Parser, enter
 from harkd.errors import UserError
 from harkd.homes.dataset import read
 from harkd.homes.events import Event
+from harkd.live import Recognizer
 from harkd.memory import peak_memory
 from harkd.recognition import Machine
-from harkd.live import Recognizer
 
 LIMIT = 4.0  # seconds
 

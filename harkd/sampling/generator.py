@@ -24,8 +24,8 @@ from harkd.qwen3.cache import cache_of
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import Tokenizer
 from harkd.sampling.intake import Intake
-from harkd.sampling.request import BATCH, Request, Sampling
 from harkd.sampling.places import Places
+from harkd.sampling.request import BATCH, Request, Sampling
 from harkd.sampling.sampler import sample, uniform
 from harkd.sampling.sequence import Run, Sequence, pack
 
@@ -172,8 +172,8 @@ class Generator:
             row += len(guesses.get(run, ()))
         while ready:
             alike: dict[tuple[Sampling, bool], list[tuple[Sequence, int]]] = {}  # to be drawn for together
-            for one, row in ready.items():
-                alike.setdefault((one.request.sampling, one.walk is None), []).append((one, row))
+            for one, last in ready.items():
+                alike.setdefault((one.request.sampling, one.walk is None), []).append((one, last))
             for some in alike.values():
                 self._write(some, hidden)
             right = {one: one.confirm(guesses[one]) for one in ready if one in guesses}

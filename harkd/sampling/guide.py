@@ -114,7 +114,7 @@ class Walk:
             straight, self.node = _straight(self.node)
             tokens += straight
             if not self.node.children:
-                (self._last,) = self.node.options
+                self._last = self.node.options[0]  # of several that the tokenizer does not tell apart, the first
                 self._enter()
         return tokens
 

@@ -32,7 +32,8 @@ class Places:
                 return False
         prefix.users += 1  # before the next allocation, which may drop unused prefixes
         # where it is tight, leave every other sequence a page to grow into
-        sequence.pages = self.cache.allocate(sequence.room) or self._allocate(len(sequence.tokens), len(self.active)) or []
+        others = len(self.active) - (self._kept is not None)
+        sequence.pages = self.cache.allocate(sequence.room) or self._allocate(len(sequence.tokens), others) or []
         if sequence.pages:
             self.active.append(sequence)
         else:
@@ -41,7 +42,8 @@ class Places:
 
     def _take_over(self, kept: Sequence, sequence: Sequence) -> None:
         """Give a sequence the place of the one that was kept, with what both begin with, and what it may come to need, if there is room."""
-        alike = shared([kept.tokens[: kept.past], sequence.tokens[:-1]])  # its last token gives the next one
+        needed = sequence.begin + len(sequence.logprobs) if sequence.given else len(sequence.tokens)  # the token before gives the next one
+        alike = shared([kept.tokens[: kept.past], sequence.tokens[: needed - 1]])
         sequence.pages, sequence.past, kept.pages, self._kept = kept.pages, alike, [], None
         self.active[self.active.index(kept)] = sequence
         sequence.pages += self.cache.allocate(max(0, sequence.room - len(sequence.pages) * self.cache.page_size)) or []
