@@ -8,14 +8,14 @@ import pytest
 
 from tests.tiny import tiny_model
 from tools import bench_train
-from tools.bench_train import bench_examples, main, one
+from tools.bench_train import bench_examples, in_flight, main, one
 
 
 @pytest.mark.slow
 def test_contestants_learn_the_same(tmp_path):
     pytest.importorskip("peft")
     folder = tiny_model(tmp_path / "model", std=0.1, num_hidden_layers=1, max_position_embeddings=8192)
-    args = argparse.Namespace(data="simulated:D0", windows=4, batch_tokens=4000, device="cpu")
+    args = argparse.Namespace(data="simulated:D0", windows=4, batch_tokens=4000, parts=2, device="cpu")
     examples = bench_examples(args.data, folder, 4)
     assert {len(example.prefix) for example in examples} == {900} and examples[0].prefix is not None
     assert all(300 <= sum(example.mask) for example in examples)
@@ -25,6 +25,9 @@ def test_contestants_learn_the_same(tmp_path):
             assert found[name][loss] == pytest.approx(found["harkd"][loss], rel=1e-4), (name, loss)
     assert found["harkd"]["final_loss"] != pytest.approx(found["harkd"]["first_loss"], rel=1e-4)
     assert 1 < found["harkd"]["examples_per_step"] < 4 and all(row["examples_per_s"] > 0 for row in found.values())
+    held = {name: row["tokens_in_flight"] for name, row in found.items()}
+    assert held["limit"] == held["harkd"] < 4000 < held["alone"] and held["packed"] <= held["padded"] < held["alone"]
+    assert in_flight("packed", examples, 4) == max(len(e.prefix) + len(e.ids) for e in examples) == in_flight("padded", examples, 4)
 
 
 @pytest.mark.parametrize("loss", [2.0, 2.1])
@@ -35,6 +38,7 @@ def test_losses_that_differ_are_told_and_liger_runs_on_a_gpu_alone(monkeypatch, 
     def run(command, **_):
         name = command[command.index("--one") + 1]
         row = {"examples_per_s": speeds[name], "net_peak_bytes": 5 if name == "harkd" else 10, "final_loss": loss if name == "padded" else 2.0}
+        row["tokens_in_flight"] = 20 if name == "harkd" else 10
         return subprocess.CompletedProcess(command, 0, json.dumps(row))
 
     monkeypatch.setattr(bench_train, "make_checkpoint", lambda *_: None)
@@ -44,5 +48,5 @@ def test_losses_that_differ_are_told_and_liger_runs_on_a_gpu_alone(monkeypatch, 
         assert main(["--device", device]) == (loss != 2.0)
         out, err = capsys.readouterr()
         ratios = json.loads(out.splitlines()[-1])["ratios"]
-        assert ratios == {"examples_to_peft": 12 / best, "memory_to_peft": 0.5, "shared_prefix_gain": 1.5, "to_limit": 0.5, "loss_to_peft": round(2 / loss, 3)}
+        assert ratios == {"examples_to_peft": 12 / best, "memory_to_peft": 0.25, "shared_prefix_gain": 1.5, "to_limit": 0.5, "loss_to_peft": round(2 / loss, 3)}
         assert ("final losses differ" in err) == (loss != 2.0) and ("packed-liger" in out) == (device == "cuda")

@@ -13,8 +13,8 @@ their final losses must agree:
 
 On a CPU seconds are those of the processor, all threads together, over the number of threads: what other processes take does not count.
 The last line is JSON with `ratios`: examples/s of harkd over the best of PEFT's, net peak memory (without what was held before the first
-step) of harkd over the least of PEFT's, the gain by the shared prefix, the limit's time over harkd's, and harkd's final loss over that of
-PEFT's that is farthest from it. Exit code 1 where they differ by more than 2%.
+step) for each token in flight of harkd over the least of PEFT's, the gain by the shared prefix, the limit's time over harkd's, and harkd's
+final loss over that of PEFT's that is farthest from it. Exit code 1 where they differ by more than 2%.
 """
 
 from __future__ import annotations
@@ -81,8 +81,22 @@ def train_harkd(folder: Path, examples: Sequence[TrainingExample], steps: Sequen
     return step
 
 
+def parted(batch: Sequence[TrainingExample], parts: int) -> list[Sequence[TrainingExample]]:
+    """A step's examples in so many parts, which PEFT takes one behind the other."""
+    size = -(-len(batch) // parts)
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
+
+
+def in_flight(name: str, batch: Sequence[TrainingExample], parts: int) -> int:
+    """The tokens that a contestant holds at once of a step, padding too."""
+    if name not in (*PEFT, *LIGER):
+        return len(collate(batch, "cpu").ids)
+    rows = [[len(example.prefix) + len(example.ids) for example in part] for part in parted(batch, parts)]
+    return max(sum(row) if name.startswith("packed") else len(row) * max(row) for row in rows)
+
+
 def train_peft(
-    folder: Path, examples: Sequence[TrainingExample], steps: Sequence[list[int]], device: str, name: str
+    folder: Path, examples: Sequence[TrainingExample], steps: Sequence[list[int]], device: str, name: str, parts: int
 ) -> Callable[[int], float]:
     """Step number -> loss; starts from harkd's adapter."""
     from peft import PeftModel
@@ -116,14 +130,12 @@ def train_peft(
     def step(number: int) -> float:
         optimiser.zero_grad()
         batch = [examples[i] for i in steps[number]]
-        half = (len(batch) + 1) // 2  # as many tokens in flight as harkd has, whose prefix is there once
         supervised, loss = sum(sum(example.mask) for example in batch), 0.0
-        for part in (batch[:half], batch[half:]):
-            if part:
-                # without a cache: with one, transformers does not see from the positions that a row holds several examples
-                found = model(**inputs(part), num_items_in_batch=supervised, use_cache=False).loss
-                found.backward()
-                loss += found.item()
+        for part in parted(batch, parts):
+            # without a cache: with one, transformers does not see from the positions that a row holds several examples
+            found = model(**inputs(part), num_items_in_batch=supervised, use_cache=False).loss
+            found.backward()
+            loss += found.item()
         torch.nn.utils.clip_grad_norm_(trained, CLIP)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(number, len(steps), LR, 0.05)
@@ -158,18 +170,19 @@ def one(name: str, folder: Path, args: argparse.Namespace) -> dict[str, float]:
     if name == "alone":
         examples = [replace(e, prefix=[], ids=e.prefix + e.ids, mask=[False] * len(e.prefix) + e.mask) for e in examples]
     build = {"harkd": train_harkd, "alone": train_harkd, "limit": limit}.get(name)
-    step = build(folder, examples, steps, args.device) if build else train_peft(folder, examples, steps, args.device, name)
+    take = build(folder, examples, steps, args.device) if build else train_peft(folder, examples, steps, args.device, name, args.parts)
     reset_peak_memory()
     kind = "cuda" if "cuda" in peak_memory() else "cpu"
     clock = time.perf_counter if kind == "cuda" else lambda: time.process_time() / torch.get_num_threads()
     before, began = peak_memory(), clock()
-    losses = [step(number) for number in range(len(steps))]  # each ends with its loss on the host
+    losses = [take(number) for number in range(len(steps))]  # each ends with its loss on the host
     seconds = clock() - began
     supervised = sum(sum(example.mask) for example in examples)
     return {
         "examples_per_s": len(examples) / seconds, "supervised_per_s": supervised / seconds, "seconds": seconds,
         "net_peak_bytes": peak_memory()[kind] - before[kind], "first_loss": losses[0], "final_loss": losses[-1],
         "examples_per_step": len(examples) / len(steps),
+        "tokens_in_flight": max(in_flight(name, [examples[i] for i in step], args.parts) for step in steps),
     }  # fmt: skip
 
 
@@ -182,6 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--parts", type=int, default=2, help="of a step, one behind the other, for PEFT; more need less memory")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -197,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
             found[name] = json.loads(subprocess.run(again, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
             print(f"{name:8}" + "".join(f"  {key} {value:.6g}" for key, value in found[name].items()), flush=True)
     peft = [found[name] for name in (*PEFT, *LIGER) if name in found]
-    speed, memory = (lambda name: found[name]["examples_per_s"]), (lambda row: row["net_peak_bytes"])
+    speed, memory = (lambda name: found[name]["examples_per_s"]), (lambda row: row["net_peak_bytes"] / row["tokens_in_flight"])
     ratios = {
         "examples_to_peft": speed("harkd") / max(row["examples_per_s"] for row in peft),
         "memory_to_peft": memory(found["harkd"]) / min(map(memory, peft)),
