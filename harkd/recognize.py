@@ -6,7 +6,7 @@
     out    the same object, with whatever else it holds, and "activity", "probability" and, with --reasoning, "reasoning"
 
 A window is labelled as soon as it is full, or when its oldest event has waited for --max-wait seconds; in a burst as many full windows at
-once as --batch says. What comes in first goes out first, and nothing is lost: what reads ahead waits when CAPACITY events do. The prompt
+once as --batch says. What comes in first goes out first, and nothing is lost: what reads ahead waits when 16,384 events do. The prompt
 that all windows share is computed once and stays in the cache. A line that is no event is told on stderr and left out. At the end of the
 input what waits is labelled, and the last line counts the events and the lines that were skipped. With `--out FILE` answers are appended
 there in place of stdout, and the same command goes on behind the last one, if it is given the same events again, and refuses others.

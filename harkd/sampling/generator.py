@@ -30,7 +30,7 @@ from harkd.sampling.sampler import sample, uniform
 from harkd.sampling.sequence import Run, Sequence, pack
 
 PAGE = 32  # tokens
-SMALL = 128  # tokens: a step of so many takes hardly longer than one of a few
+SMALL = 128  # tokens: a step of so many takes a GPU hardly longer than one of a few (a CPU does take longer)
 
 
 @dataclass(frozen=True)
