@@ -129,6 +129,10 @@ def attention(
             from harkd.kernels.grouped_attention import grouped_attention
 
             return grouped_attention(q, sequences, cache_layer)
+    elif backend == "auto" and q.device.type == "cpu":
+        from harkd.kernels.merged_attention import merged_attention
+
+        return merged_attention(q, k, v, sequences)
     outputs = []
     for s, (begin, end, past, prefix) in enumerate(sequences.spans):
         if begin == end:

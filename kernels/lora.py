@@ -7,18 +7,23 @@
 Shapes: x [T, in], W_i [out_i, in], A_i [r, in], B_i [out_i, r], y_i [T, out_i]. Projections that share an input (q, k, v; gate, up) share
 its reading: one product for all x A_i^T, which is kept for the backward pass, one for all dA_i, one sum for dx. Source: arXiv 2106.09685.
 
+Where the weights are frozen one autograd function does all of it, by products that add to what is there: nothing as wide as y_i is made
+only to be scaled or summed. A Triton kernel takes ds_i and dB_i from one reading of dy_i (kernels/lora_triton.py).
+
 One rule of dtypes: x and W_i have one dtype, which is that of y_i and of the factors of every product; A_i and B_i (float32 beside half
 precision) are cast to it. Sums run in float32. x A_i^T, ds_i and dA_i are rounded to x's dtype once, y_i and dx once for each product that
-is added, dB_i not at all (as dA_i from rank 65 on); gradients of A_i and B_i come back in their own dtype.
+is added, dB_i by the kernel not at all, by products as dA_i; gradients of A_i and B_i come back in their own dtype.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from harkd.kernels.backend import use_triton
 
@@ -38,10 +43,60 @@ def lora_linear(
 
     Args: weights: W_i [out_i, in], frozen; a: A_i [r, in]; b: B_i [out_i, r], r from 1 to 256.
     """
-    if use_triton(backend, x, *weights, *a, *b):
-        from harkd.kernels.lora_triton import LoraLinear
+    fused = use_triton(backend, x, *weights, *a, *b)
+    trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
+    if fused and trained:
+        raise ValueError("lora_linear gives the base weights no gradient: freeze them")
+    if trained or backend == "torch":
+        return lora_linear_reference(x, weights, a, b, scale)
+    return list(_LoraLinear.apply(x, scale, fused, *weights, *a, *b))
 
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
-            raise ValueError("lora_linear gives the base weights no gradient: freeze them")
-        return list(LoraLinear.apply(x, scale, *weights, *a, *b))
-    return lora_linear_reference(x, weights, a, b, scale)
+
+def _output(x: Tensor, weight: Tensor, low: Tensor, b: Tensor, scale: float) -> Tensor:
+    """One projection [T, out]; low [T, r] may be columns of a wider tensor. The low-rank part is written first, and the base product, which
+    is bound by arithmetic, reads it while it multiplies."""
+    return x.new_empty(len(x), len(b)).addmm_(low, b.T, beta=0, alpha=scale).addmm_(x, weight.T)
+
+
+def low_gradients(dy: Tensor, b: Tensor, low: Tensor, scale: float, ds: Tensor) -> Tensor:
+    """Fill ds [T, r] with s dy B and return dB [out, r] in float32 (float64 for float64 inputs)."""
+    ds.addmm_(dy, b, beta=0, alpha=scale)
+    return (dy.T @ low).to(torch.promote_types(dy.dtype, torch.float32)) * scale
+
+
+class _LoraLinear(torch.autograd.Function):
+    """All projections of one input; `tensors` are the weights, then all A, then all B."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, fused: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Keeps x, x A^T and what A and B were cast to."""
+        count, x = len(tensors) // 3, x.contiguous()
+        weights, a = tensors[:count], tensors[count : 2 * count]
+        b = [up.to(x.dtype).contiguous() for up in tensors[2 * count :]]
+        ctx.ranks, ctx.scale, ctx.fused, ctx.dtypes = [len(down) for down in a], scale, fused, [t.dtype for t in tensors[count:]]
+        down = torch.cat(a).to(x.dtype)  # [sum of r, in]
+        low = F.linear(x, down)  # [T, sum of r]
+        parts = zip(weights, low.split(ctx.ranks, 1), b, strict=True)
+        ctx.save_for_backward(x, low, down, *weights, *b)
+        return tuple(_output(x, weight, part, up, scale) for weight, part, up in parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, unless it wants none, and of every A and B."""
+        gradients = low_gradients
+        if ctx.fused:
+            from harkd.kernels.lora_triton import low_gradients as gradients
+        x, low, down, *rest = ctx.saved_tensors
+        weights, b, grads = rest[: len(grads)], rest[len(grads) :], [dy.contiguous() for dy in grads]
+        ds = torch.empty_like(low)
+        parts = zip(grads, b, low.split(ctx.ranks, 1), ds.split(ctx.ranks, 1), strict=True)
+        db = [gradients(dy, up, part, ctx.scale, out) for dy, up, part, out in parts]
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = ds @ down
+            for dy, weight in zip(grads, weights, strict=True):
+                dx.addmm_(dy, weight)
+        da = (ds.T @ x).split(ctx.ranks)
+        adapters = [grad.to(dtype) for grad, dtype in zip([*da, *db], ctx.dtypes, strict=True)]
+        return dx, None, None, *[None] * len(grads), *adapters

@@ -1,24 +1,21 @@
-"""The autograd function of kernels/lora.py, where the formulas are, and its Triton kernels.
+"""The Triton kernel of kernels/lora.py, where the formulas are.
 
-The low-rank path does little arithmetic: at rank 16 it costs the bytes it moves. Products with nothing to fuse are torch's own. Forward:
-the low-rank part is written first, and the base product, which is bound by arithmetic, reads it while it multiplies; no kernel is needed.
-Backward: `_backward` reads dy once for ds and dB. A program takes BLOCK_M rows and a span of columns, so ds is a sum over spans and dB one
-over blocks of rows, both added up in a fixed order, without atomics. The partial sums of dB move 4 r / BLOCK_M times the bytes of dy, which
-a second reading of dy undercuts from rank 65 on: there both are products of torch's.
+The low-rank path does little arithmetic: at rank 16 it costs the bytes it moves. Products with nothing to fuse are torch's own, and forward
+no kernel is needed. Backward, `_backward` reads dy once for ds and dB. A program takes BLOCK_M rows and a span of columns, so ds is a sum
+over spans and dB one over blocks of rows, both added up in a fixed order, without atomics. The partial sums of dB move 4 r / BLOCK_M times
+the bytes of dy, which a second reading of dy undercuts from rank 65 on: there both are products of torch's.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from harkd.kernels import lora
 from harkd.kernels.tiles import gpu_family, tile_for
 
 PROGRAMS = 256  # of a backward launch, about: twice the multiprocessors of a large GPU, and fixed, so that sums do not depend on the GPU
@@ -49,17 +46,11 @@ def _backward(
     tl.store(ds + at, total * scale, exists)
 
 
-def _output(x: Tensor, weight: Tensor, low: Tensor, b: Tensor, scale: float) -> Tensor:
-    """One projection [T, out]; low [T, r] may be columns of a wider tensor."""
-    return x.new_empty(len(x), len(b)).addmm_(low, b.T, beta=0, alpha=scale).addmm_(x, weight.T)
-
-
-def _low_gradients(dy: Tensor, b: Tensor, low: Tensor, scale: float, ds: Tensor) -> Tensor:
+def low_gradients(dy: Tensor, b: Tensor, low: Tensor, scale: float, ds: Tensor) -> Tensor:
     """Fill ds [T, r] with s dy B and return dB [out, r] in float32."""
     (rows, columns), rank = dy.shape, b.shape[1]
     if rank > LARGEST_FUSED_RANK:
-        ds.addmm_(dy, b, beta=0, alpha=scale)
-        return (dy.T @ low).to(torch.float32) * scale
+        return lora.low_gradients(dy, b, low, scale, ds)
     padded = max(16, triton.next_power_of_2(rank))  # what a matrix unit takes
     tile = tile_for("lora_backward", padded, gpu_family(dy.device))
     if dy.dtype == torch.float32:  # twice as long
@@ -75,38 +66,3 @@ def _low_gradients(dy: Tensor, b: Tensor, low: Tensor, scale: float, ds: Tensor)
     )  # fmt: skip
     ds.copy_(ds_parts.sum(0))
     return db_parts.sum(0)
-
-
-class LoraLinear(torch.autograd.Function):
-    """All projections of one input; `tensors` are the weights, then all A, then all B."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Keeps x, x A^T and what A and B were cast to."""
-        count, x = len(tensors) // 3, x.contiguous()
-        weights, a = tensors[:count], tensors[count : 2 * count]
-        b = [up.to(x.dtype).contiguous() for up in tensors[2 * count :]]
-        ctx.ranks, ctx.scale, ctx.dtypes = [len(down) for down in a], scale, [t.dtype for t in tensors[count:]]
-        down = torch.cat(a).to(x.dtype)  # [sum of r, in]
-        low = F.linear(x, down)  # [T, sum of r]
-        parts = zip(weights, low.split(ctx.ranks, 1), b, strict=True)
-        ctx.save_for_backward(x, low, down, *weights, *b)
-        return tuple(_output(x, weight, part, up, scale) for weight, part, up in parts)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, unless it wants none, and of every A and B."""
-        x, low, down, *rest = ctx.saved_tensors
-        weights, b, grads = rest[: len(grads)], rest[len(grads) :], [dy.contiguous() for dy in grads]
-        ds = torch.empty_like(low)
-        parts = zip(grads, b, low.split(ctx.ranks, 1), ds.split(ctx.ranks, 1), strict=True)
-        db = [_low_gradients(dy, up, part, ctx.scale, out) for dy, up, part, out in parts]
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = ds @ down
-            for dy, weight in zip(grads, weights, strict=True):
-                dx.addmm_(dy, weight)
-        da = (ds.T @ x).split(ctx.ranks)
-        adapters = [grad.to(dtype) for grad, dtype in zip([*da, *db], ctx.dtypes, strict=True)]
-        return dx, None, *[None] * len(grads), *adapters

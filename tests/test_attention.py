@@ -115,6 +115,7 @@ PACKS = {
         [(3, 0, -1), (2, 0, 0), (6, 0, -1), (5, 0, 1), (1, 0, 0), (0, 0, 1), (4, 0, -1)], [(3, 0), (6, 2)]
     ),
     "prefix behind its examples": Case([(4, 0, 0), (5, 0, -1)], [(5, 1)]),
+    "prefix of nothing": Case([(0, 0, -1), (4, 0, 0)], [(0, 0)]),
 }
 CACHED = {
     "prefill": Case([(11, 0, -1)], []),
@@ -123,17 +124,18 @@ CACHED = {
     "stretches, an empty one, two prefixes": Case([(5, 3, 0), (0, 0, -1), (4, 0, 1), (1, 17, -1), (3, 8, 1)], [(9, -1), (1, -1)]),
     "prefix in the pack, pasts in the cache": Case([(6, 0, -1), (4, 3, 0), (2, 0, 0), (1, 5, 1)], [(6, 0), (4, -1)]),
 }
-CPU = pytest.mark.parametrize("backend", ["auto", "torch"])  # "auto" takes grouped_attention over the cache
+CPU = pytest.mark.parametrize("backend", ["auto", "torch"])  # "auto" takes merged_attention, and grouped_attention over the cache
 HEADS = [(4, 2), (16, 8), (32, 8), (64, 8), (6, 1), (3, 3)]
 
 
 @pytest.mark.parametrize("heads, kv_heads", HEADS)
 @pytest.mark.parametrize("name", PACKS)
-def test_packs(name, heads, kv_heads):
+@CPU
+def test_packs(name, heads, kv_heads, backend):
     case = PACKS[name]
     q, k, v = draw(case, heads, kv_heads, 16)
     truth = dense(q, k, v, case.mask())
-    out = attention(q, k, v, plan(case))
+    out = attention(q, k, v, plan(case), None, backend)
     assert close(out, truth)
     assert not close(torch.zeros_like(out), truth)
     assert not close(out + 1e-6 * torch.randn_like(out), truth)
@@ -188,17 +190,18 @@ def test_no_tokens():
     assert attention(q, k, k, Sequences.packed([0, 0])).shape == (0, 4, 8)
 
 
-def test_gradients():
+@CPU
+def test_gradients(backend):
     small = Case([(2, 0, -1), (2, 0, 0), (1, 0, 0)], [(2, 0)])
     inputs = [x.requires_grad_() for x in draw(small, 2, 1, 2)]
-    assert torch.autograd.gradcheck(lambda q, k, v: attention(q, k, v, plan(small)), inputs)
-    case = PACKS["prefix and examples"]
-    sequences, inputs = plan(case), [x.requires_grad_() for x in draw(case, 4, 2, 2)]
-    upstream = torch.randn(len(inputs[0]), 4, 2, dtype=torch.float64)
-    ours = torch.autograd.grad((attention(*inputs, sequences) * upstream).sum(), inputs)
-    truth = torch.autograd.grad((dense(*inputs, case.mask()) * upstream).sum(), inputs)
-    for left, right in zip(ours, truth, strict=True):
-        assert close(left, right) and not close(left * 1.001, right, 1e-6)
+    assert torch.autograd.gradcheck(lambda q, k, v: attention(q, k, v, plan(small), None, backend), inputs)
+    for case in PACKS.values():
+        sequences, inputs = plan(case), [x.requires_grad_() for x in draw(case, 4, 2, 2)]
+        upstream = torch.randn(len(inputs[0]), 4, 2, dtype=torch.float64)
+        ours = torch.autograd.grad((attention(*inputs, sequences, None, backend) * upstream).sum(), inputs)
+        truth = torch.autograd.grad((dense(*inputs, case.mask()) * upstream).sum(), inputs)
+        for left, right in zip(ours, truth, strict=True):
+            assert close(left, right) and not close(left + 1e-6 * torch.randn_like(left), right)
 
 
 @pytest.mark.parametrize("chunks", [[20], [7, 13], [1] * 20, [16, 1, 3]])

@@ -1,4 +1,4 @@
-"""kernels.lora: the reference against merged weights, the Triton backend against the reference in float64."""
+"""kernels.lora: the reference against merged weights; the products of a CPU and the Triton backend against the reference in float64."""
 
 from functools import partial
 
@@ -36,6 +36,7 @@ reference = spread(lora_linear_reference)
 
 
 ours = spread(lora_linear, backend="triton")
+products = spread(lora_linear)  # on a CPU
 
 
 def test_the_reference():
@@ -43,13 +44,14 @@ def test_the_reference():
     x, w, v, a, c, b, d = inputs
     for y, weight, down, up in zip(spread(lora_linear)(*inputs), (w, v), (a, c), (b, d), strict=True):
         torch.testing.assert_close(y, F.linear(x, weight + SCALE * up @ down), rtol=0, atol=1e-13)
-    assert torch.autograd.gradcheck(reference, inputs)
+    assert torch.autograd.gradcheck(reference, inputs) and torch.autograd.gradcheck(products, inputs)
 
 
+@pytest.mark.parametrize("run", [ours, products])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rank", [1, 8, 16, 64, 65, 256])  # from 65 on the backward pass is torch's products
-def test_ranks(rank, dtype):
-    assert_as_exact(ours, reference, tensors(37, 48, [70, 32], rank, dtype))
+def test_ranks(rank, dtype, run):
+    assert_as_exact(run, reference, tensors(37, 48, [70, 32], rank, dtype))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 300])
@@ -75,17 +77,26 @@ def test_ranks_may_differ_and_adapters_be_half():
 
 def test_an_untrained_adapter_changes_nothing():
     x, w, a, b = tensors(9, 24, [20], 4, torch.float16)
-    assert torch.equal(lora_linear(x, [w], [a], [torch.zeros_like(b)], SCALE, "triton")[0], F.linear(x, w))
+    for backend in ("triton", "auto"):
+        assert torch.equal(lora_linear(x, [w], [a], [torch.zeros_like(b)], SCALE, backend)[0], F.linear(x, w))
+
+
+def test_trained_weights_get_their_gradients_too():
+    x, w, a, b = tensors(9, 24, [20], 4, torch.float64, torch.float64)
+    w.requires_grad_()
+    for mine, theirs in zip(results(products, [x, w, a, b]), results(reference, [x, w, a, b]), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_what_needs_no_gradient_gets_none():
     inputs = tensors(9, 24, [20], 4, torch.float32)
     frozen = [inputs[0].detach(), *inputs[1:]]
-    both = results(ours, inputs)
-    for mine, other in zip(results(ours, frozen), [both[0], *both[2:]], strict=True):
-        assert torch.equal(mine, other)
-    with torch.no_grad():
-        assert not ours(*inputs)[0].requires_grad
+    for run in (ours, products):
+        both = results(run, inputs)
+        for mine, other in zip(results(run, frozen), [both[0], *both[2:]], strict=True):
+            assert torch.equal(mine, other)
+        with torch.no_grad():
+            assert not run(*inputs)[0].requires_grad
 
 
 def test_views_and_broadcast_gradients():

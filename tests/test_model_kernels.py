@@ -40,12 +40,13 @@ def distance(x: torch.Tensor, truth: torch.Tensor) -> float:
 def test_losses_and_gradients_of_a_pack():
     truth = losses_and_gradients(*adapted(torch.float64))
     model, parameters = adapted()
-    plain = losses_and_gradients(model, parameters)
-    model.backend = "triton"
-    kernels = losses_and_gradients(model, parameters)
-    for mine, theirs, exact in zip(kernels, plain, truth, strict=True):
-        assert distance(mine, exact) <= 2 * distance(theirs, exact) + 1e-6
-        assert distance(torch.zeros_like(mine), exact) > 0.5 and distance(mine * 1.01, exact) > 5e-3
+    found = {}
+    for model.backend in ("torch", "auto", "triton"):
+        found[model.backend] = losses_and_gradients(model, parameters)
+    for backend in ("auto", "triton"):
+        for mine, theirs, exact in zip(found[backend], found["torch"], truth, strict=True):
+            assert distance(mine, exact) <= 2 * distance(theirs, exact) + 1e-6, backend
+            assert distance(torch.zeros_like(mine), exact) > 0.5 and distance(mine * 1.01, exact) > 5e-3
 
 
 def test_logits():

@@ -9,6 +9,7 @@ recipe on
     shuffled traces     every window with the trace of another one: what a student learns from them is no more than the form
     all traces          whatever they say
     correct traces      those that agree with the truth, as the doors do it
+    correct answers     what these traces answer, without the reasoning before it
 
 All of them, the teacher, the student before and two baselines then label the held-out days of D<S>, and of T<S>, a home that no one was
 trained on. With --ways the student learns from the same guided traces in the four ways of --learn instead. Prints weighted F1: the mean
@@ -73,6 +74,7 @@ def controls(seed: int, out: Path) -> dict[str, TrainSettings]:
         "shuffled traces": TrainSettings(STUDENT, f"{out}/by-shuffled", f"{out}/shuffled", keep="all", seed=seed),
         "all traces": TrainSettings(STUDENT, f"{out}/by-all", f"{out}/traces", keep="all", seed=seed),
         "correct traces": TrainSettings(STUDENT, f"{out}/by-correct", f"{out}/traces", seed=seed),
+        "correct answers": TrainSettings(STUDENT, f"{out}/by-answers", f"{out}/traces", train_on="answer", seed=seed),
     }
 
 
