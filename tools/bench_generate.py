@@ -5,11 +5,13 @@
 
 Three tasks, greedy, without reasoning: guided answers; the same number of tokens, free; `--new` free tokens. transformers generates as many
 tokens as harkd's answers have, by `generate` over left-padded batches of 8 and of 32, of which the faster counts, once over whole prompts
-and once behind a prefix that it prefilled; `--alone` leaves it out. llama.cpp is not measured. The last line is JSON with `ratios`:
+and once behind a prefix that it prefilled; llama.cpp, where it is installed, decodes `batch` windows at a time behind a prefix that it
+prefilled, the weights in the same dtype (tools/llamacpp.py). `--alone` leaves both out. The last line is JSON with `ratios`:
 
     prefill_to_limit     the limit of the windows' tokens / harkd's prefill of them
     decode32_to_limit    the limit of a step of `batch` (32) sequences / harkd's median step
     guided_to_transformers, guided_to_transformers_prefix, free_to_transformers, free_to_transformers_prefix    their seconds / harkd's
+    guided_to_llamacpp, free_to_llamacpp (of `--new` tokens), batch1_to_llamacpp (a step of one sequence)           the same
 
 The limit is the linear maps alone (torch's plain products or harkd's joined ones, whichever are faster; in decoding with the head), the
 products of attention alone on contiguous tensors of these shapes, and the bytes of the cache at the measured bandwidth of reading.
@@ -22,10 +24,13 @@ import copy
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import cycle, islice
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -120,6 +125,29 @@ def compare(model: str, dtype: str, prefix: list[int], owns: list[list[int]], an
     return whole, behind
 
 
+def compare_llamacpp(model: str, dtype: str, prefix: list[int], owns: list[list[int]], answer: int, new: int, batch: int) -> list[float]:
+    """Seconds of llama.cpp, with the faster of its caches: `answer` and `new` tokens behind every window, and a step of one sequence."""
+    from tools.llamacpp import LlamaCpp, write_gguf
+
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        vocab_size = write_gguf(model, Path(folder) / "model.gguf", dtype).vocab_size
+        for unified in (True, False):
+            room = len(prefix) + max(map(len, owns)) + max(answer, new)
+            other = LlamaCpp(Path(folder) / "model.gguf", prefix, batch, room, vocab_size, unified)
+
+            def run(count: int, other: LlamaCpp = other) -> None:
+                for at in range(0, len(owns), batch):
+                    other.generate(owns[at : at + batch], count)
+
+            one = [seconds(lambda n=n, other=other: other.generate(owns[:1], n)) for n in (1, 17)]
+            found.append([seconds(lambda: run(answer)), seconds(lambda: run(new)), (one[1] - one[0]) / 16])
+            other.close()
+            cache, (some, all_, step) = "one cache" if unified else "a cache for each sequence", found[-1]
+            print(f"llama.cpp: {cache}, {answer} tokens {some:.1f} s, {new} tokens {all_:.1f} s, step of one {1e3 * step:.0f} ms")
+    return [min(times) for times in zip(*found, strict=True)]
+
+
 def timed(generator: Generator) -> list[tuple[int, float]]:
     """(sequences, seconds) of every step from now on in which all of them write a token."""
     steps, step = [], generator._step
@@ -132,6 +160,21 @@ def timed(generator: Generator) -> list[tuple[int, float]]:
 
     generator._step = run
     return steps
+
+
+def own_times(
+    generator: Generator, asked: list[Request], free: Callable[[int], list[Request]], steps: list[tuple[int, float]]
+) -> tuple[float, float, int, float]:
+    """Seconds of harkd's guided answers and of as many free tokens, how many those are, and seconds of a step of one sequence."""
+    steps.clear()
+    list(generator.generate(free(17)[:1]))
+    single = statistics.median(took for _, took in steps)
+    lengths = []
+    guided = seconds(lambda: lengths.extend(len(done.ids) for done in generator.generate(asked)))
+    text = seconds(lambda: list(generator.generate(free(max(lengths)))))
+    print(f"harkd: guided {guided:.1f} s, {len(asked) / guided:.3f} windows/s; {max(lengths)} free tokens {text:.1f} s")
+    print(f"harkd: step of one sequence {1e3 * single:.0f} ms")
+    return guided, text, max(lengths), single
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,16 +225,16 @@ def main(argv: list[str] | None = None) -> int:
     print(f"harkd: {args.new} free tokens {short:.1f} s, {len(asked) / short:.3f} windows/s", flush=True)
     ratios = {"prefill_to_limit": bare / prefill, f"decode{batch}_to_limit": rows / step}
     if not args.alone:
-        lengths = []
-        guided = seconds(lambda: lengths.extend(len(done.ids) for done in generator.generate(asked)))
-        text = seconds(lambda: list(generator.generate(free(max(lengths)))))
-        print(f"harkd: guided {guided:.1f} s, {len(asked) / guided:.3f} windows/s; {max(lengths)} free tokens {text:.1f} s")
+        guided, text, answer, single = own_times(generator, asked, free, steps)
     print(f"harkd: peak memory {peak_memory()['cpu'] / 1e9:.2f}e9 bytes", flush=True)
     if not args.alone:
         del generator, model, limit, steps
-        whole, behind = compare(args.model, args.dtype, prefix, owns, max(lengths))
+        whole, behind = compare(args.model, args.dtype, prefix, owns, answer)
         ratios |= {"guided_to_transformers": whole / guided, "guided_to_transformers_prefix": behind / guided}
         ratios |= {"free_to_transformers": whole / text, "free_to_transformers_prefix": behind / text}
+        if find_spec("llama_cpp") and find_spec("gguf"):
+            answers, longer, one = compare_llamacpp(args.model, args.dtype, prefix, owns, answer, args.new, batch)
+            ratios |= {"guided_to_llamacpp": answers / guided, "free_to_llamacpp": longer / short, "batch1_to_llamacpp": one / single}
     print(json.dumps({"ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}}))
     return 0
 
