@@ -1,12 +1,12 @@
-"""Attention over the cache on a CPU, by products over the keys where they lie. The reference is `harkd.kernels.attention`.
+"""Attention over the cache on a CPU, over the keys where they lie. The reference is `harkd.kernels.attention`.
 
-Tokens that see the same prefix are taken together, up to BLOCK of them, whatever sequences they belong to: R = tokens x heads of a group
-rows for each key head. Stretches of tokens meet the prefix in one product, then each its own keys, with one softmax over both:
+Tokens that see the same prefix are taken together, whatever sequences they belong to: R = tokens x heads of a group rows for each key head.
+All stretches of a step meet the prefix at once, then each its own past and its new tokens, and what they take from these parts is merged
+(kernels/merged_attention.py):
 
-    S = [k_prefix; k_own] (q / sqrt(D))^T    [K, m, R]      p = softmax_m(S)      out = p_prefix^T v_prefix + p_own^T v_own    [K, R, D]
+    out = sum_c exp(lse_c) out_c / sum_c exp(lse_c)      c: prefix, past, new tokens up to the token itself
 
-Keys come first in the product, because oneDNN takes [n, K, D] read as [K, n, D] more readily than its transpose. Scores are rounded to q's
-dtype, as in Hugging Face's eager attention. Single tokens (decoding) have too few rows for that: a sequence's keys pass through the
+Single tokens (decoding) have too few rows for that: up to BLOCK of them meet the prefix in one product, a sequence's keys pass through the
 processor's caches in float32, at no cost beside their reading, scores stay in float32, and one sum of weighted rows of the cache
 (`embedding_bag`) gives what all of them take from their own values. The largest p is 1, and not rounded:
 
@@ -15,6 +15,7 @@ processor's caches in float32, at no cost beside their reading, scores stay in f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harkd.kernels.attention import CacheLayer, Sequences, read
+from harkd.kernels.merged_attention import add_part, start
 
-BLOCK = 128  # tokens: their scores, BLOCK x H x m, are to fit into the processor's caches
+BLOCK = 128  # single tokens: their scores, BLOCK x H x m, are to fit into the processor's caches
+LONG = 64  # new tokens of a sequence, for which it pays to lay each head's keys one behind the other
 
 
 class Piece(NamedTuple):
@@ -54,40 +57,36 @@ def _blocks(sequences: Sequences) -> list[tuple[int, Tensor, list[Piece]]]:
     """(prefix, which of the T tokens, the pieces that they are) of each block; single tokens are kept apart from longer stretches."""
     blocks, open_blocks = [], {}
     for s, (begin, end, past, prefix) in enumerate(sequences.spans):
-        at = begin
-        while at < end:
-            kind = prefix, end - begin == 1
-            if kind not in open_blocks or len(open_blocks[kind][0]) == BLOCK:
-                open_blocks[kind] = [], []
-                blocks.append((prefix, *open_blocks[kind]))
-            tokens, pieces = open_blocks[kind]
-            stop = min(end, at + BLOCK - len(tokens))
-            pieces.append(Piece(s, len(tokens), len(tokens) + stop - at, past + stop - begin))
-            tokens += range(at, stop)
-            at = stop
+        if begin == end:
+            continue
+        kind = prefix, end - begin == 1
+        if kind not in open_blocks or (kind[1] and len(open_blocks[kind][0]) == BLOCK):
+            open_blocks[kind] = [], []
+            blocks.append((prefix, *open_blocks[kind]))
+        tokens, pieces = open_blocks[kind]
+        pieces.append(Piece(s, len(tokens), len(tokens) + end - begin, past + end - begin))
+        tokens += range(begin, end)
     return [(prefix, torch.tensor(tokens), pieces) for prefix, tokens, pieces in blocks]
 
 
 def _stretches(q: Tensor, shared: tuple[Tensor, Tensor] | None, own: list[tuple[Piece, Tensor, Tensor]]) -> Tensor:
     """q [K, n, G, D], keys and values [K, m, D]. Returns [K, n, G, D]."""
-    kv_heads, n, group, dim = q.shape
-    prefix = shared[0].shape[1] if shared else 0
-    rows = (q * dim**-0.5).flatten(1, 2).mT  # [K, D, R]
-    scores = q.new_full((kv_heads, prefix + max(piece.keys for piece, _, _ in own), n * group), -torch.inf)  # [K, m, R]
-    if prefix:
-        scores[:, :prefix] = torch.bmm(shared[0], rows)
-    for (_, first, last, length), keys, _ in own:
-        new, columns = last - first, slice(first * group, last * group)
-        seen = torch.bmm(keys, rows[:, :, columns])
-        late = torch.ones(new, new, dtype=torch.bool).tril(-1).repeat_interleave(group, 1)  # key j is later than token i
-        seen[:, length - new :].masked_fill_(late, -torch.inf)
-        scores[:, prefix : prefix + length, columns] = seen
-    p = scores.softmax(1)
-    out = torch.bmm(p[:, :prefix].contiguous().mT, shared[1]) if prefix else torch.zeros_like(rows.mT)  # [K, R, D]
-    for (_, first, last, length), _, values in own:
-        columns = slice(first * group, last * group)
-        out[:, columns] += torch.bmm(p[:, prefix : prefix + length, columns].contiguous().mT, values)
-    return out.unflatten(1, (n, group))
+    q = q.transpose(1, 2).contiguous()  # [K, G, n, D]
+    out, lse = start(q)
+    if shared and shared[0].shape[1]:
+        add_part(out, lse, q, *_laid(shared, q.shape[2]), False)
+    for (_, first, last, length), *stored in own:
+        place, new = tuple(x[:, :, first:last] for x in (out, lse, q)), last - first
+        keys, values = _laid(stored, new)
+        if length > new:
+            add_part(*place, keys[:, : length - new], values[:, : length - new], False)
+        add_part(*place, keys[:, length - new :], values[:, length - new :], True)
+    return out.transpose(1, 2)
+
+
+def _laid(stored: Iterable[Tensor], rows: int) -> list[Tensor]:
+    """Keys and values [K, m, D] for so many tokens to see; a head's tokens lie K x D apart in the cache."""
+    return [x.contiguous() if rows >= LONG else x for x in stored]
 
 
 def _places(sequences: Sequences, pieces: list[Piece], page: int, kv_heads: int, heads: int) -> Tensor | None:

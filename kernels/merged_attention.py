@@ -32,14 +32,35 @@ def merged_attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> T
     return _Merged.apply(q, k, v, sequences)
 
 
+def add_part(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
+    """Merge what q [K, G, n, D] takes from k, v [K, m, D] into out [K, G, n, D], zeros where lse [K, G, n] is still -inf.
+
+    Causal: the keys are those of the queries' own tokens. Otherwise all queries see all keys, and those of a group are rows of one product.
+    """
+    k, v = k[:, None], v[:, None]
+    if causal:
+        part, part_lse = forward_part(q, k.expand_as(q), v.expand_as(q), 0.0, True)
+    else:
+        part, part_lse = forward_part(rows(q), k, v, 0.0, False)
+    part_lse = part_lse.view(lse.shape)
+    out.lerp_(part.reshape(out.shape), (part_lse - lse).sigmoid()[..., None].to(out.dtype))
+    lse.copy_(torch.logaddexp(lse, part_lse))
+
+
+def start(q: Tensor) -> tuple[Tensor, Tensor]:
+    """out and lse of queries that have seen nothing."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return torch.zeros_like(q), q.new_full(q.shape[:3], -torch.inf, dtype=wide)
+
+
+def rows(x: Tensor) -> Tensor:
+    """[K, G, n, D] as [K, 1, G n, D]: queries of one group, all of which see the same keys."""
+    return x.flatten(1, 2)[:, None]
+
+
 def _heads(x: Tensor, kv_heads: int) -> Tensor:
     """[T, H, D] as [K, H / K, T, D], a head's tokens one behind the other."""
     return x.transpose(0, 1).contiguous().unflatten(0, (kv_heads, -1))
-
-
-def _rows(x: Tensor) -> Tensor:
-    """[K, G, n, D] as [K, 1, G n, D]: queries of one group, all of which see the same keys."""
-    return x.flatten(1, 2)[:, None]
 
 
 def _parts(sequences: Sequences) -> list[tuple[slice, slice | None]]:
@@ -52,15 +73,12 @@ class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
         q, k, v = (_heads(x, k.shape[1]) for x in (q, k, v))  # [K, G, T, D], [K, 1, T, D], [K, 1, T, D]
-        out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+        out, lse = start(q)
         for own, prefix in _parts(sequences):
-            some = q[:, :, own]
-            out[:, :, own], lse[:, :, own] = forward_part(some, *(x[:, :, own].expand_as(some) for x in (k, v)), 0.0, True)
+            place = out[:, :, own], lse[:, :, own], q[:, :, own]
+            add_part(*place, k[:, 0, own], v[:, 0, own], True)
             if prefix is not None:
-                shared, shared_lse = forward_part(_rows(some), k[:, :, prefix], v[:, :, prefix], 0.0, False)
-                own_lse, shared_lse = lse[:, :, own], shared_lse.view(some.shape[:3])
-                out[:, :, own].lerp_(shared.reshape(some.shape), (shared_lse - own_lse).sigmoid()[..., None].to(q.dtype))
-                lse[:, :, own] = torch.logaddexp(own_lse, shared_lse)
+                add_part(*place, k[:, 0, prefix], v[:, 0, prefix], False)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.sequences = sequences
         return out.flatten(0, 1).transpose(0, 1)
@@ -78,9 +96,8 @@ class _Merged(torch.autograd.Function):
             for total, part in ((dk, made[1]), (dv, made[2])):
                 total[:, :, own] += part.sum(1, keepdim=True)
             if prefix is not None:
-                rows, where = (_rows(x) for x in (dout, some, whole)), (k[:, :, prefix], v[:, :, prefix])
-                dout, some, whole = rows
-                made = backward_part(dout, some, *where, whole, scale.flatten(1)[:, None], 0.0, False)
+                where = k[:, :, prefix], v[:, :, prefix]
+                made = backward_part(rows(dout), rows(some), *where, rows(whole), scale.flatten(1)[:, None], 0.0, False)
                 dq[:, :, own] += made[0].view_as(dq[:, :, own])
                 dk[:, :, prefix] += made[1]
                 dv[:, :, prefix] += made[2]
