@@ -1,4 +1,4 @@
-"""The one switch between a Triton kernel and the plain PyTorch reference beside it.
+"""The one switch between a Triton kernel and the plain PyTorch reference beside it, and the dtype in which a CPU multiplies.
 
 `import triton` takes 0.2 s, which a CPU run need not pay: Triton code lies in modules that are imported at their first use, behind this
 switch, and nothing else imports triton. So everything can be imported, and runs on the reference, where triton is not installed.
@@ -7,11 +7,15 @@ switch, and nothing else imports triton. So everything can be imported, and runs
 from __future__ import annotations
 
 import os
+import platform
 from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+
+WIDENED = 64  # rows
 
 
 def use_triton(backend: str, *tensors: Tensor) -> bool:
@@ -32,6 +36,24 @@ def use_triton(backend: str, *tensors: Tensor) -> bool:
     if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError('backend "triton" needs tensors on a GPU, or TRITON_INTERPRET=1 in the environment before triton is imported')
     return True
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which products of x [n, C] with weights run at the processor's rate: its own, or float32 where it is half precision on a
+    CPU without instructions for that (a quarter of the rate, or less), and its rows repay a copy of the weights.
+    """
+    wide = x.device.type == "cpu" and len(x) >= WIDENED and not _multiplies(x.dtype)
+    return torch.float32 if wide else x.dtype
+
+
+@cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU has instructions for products in this dtype."""
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    if dtype == torch.bfloat16 and platform.machine().lower() in ("x86_64", "amd64"):  # where oneDNN says yes, and emulates
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @cache

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from harkd.kernels.backend import use_triton
+from harkd.kernels.backend import product_dtype, use_triton
 
 
 def lora_linear_reference(x: Tensor, weights: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor], scale: float) -> list[Tensor]:
@@ -71,14 +71,14 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: float, fused: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Keeps x, x A^T and what A and B were cast to."""
         count, x = len(tensors) // 3, x.contiguous()
-        weights, a = tensors[:count], tensors[count : 2 * count]
+        weights, a, dtype = tensors[:count], tensors[count : 2 * count], product_dtype(x)
         b = [up.to(x.dtype).contiguous() for up in tensors[2 * count :]]
         ctx.ranks, ctx.scale, ctx.fused, ctx.dtypes = [len(down) for down in a], scale, fused, [t.dtype for t in tensors[count:]]
         down = torch.cat(a).to(x.dtype)  # [sum of r, in]
-        low = F.linear(x, down)  # [T, sum of r]
+        low = F.linear(x.to(dtype), down.to(dtype))  # [T, sum of r]
         parts = zip(weights, low.split(ctx.ranks, 1), b, strict=True)
         ctx.save_for_backward(x, low, down, *weights, *b)
-        return tuple(_output(x, weight, part, up, scale) for weight, part, up in parts)
+        return tuple(_output(x.to(dtype), weight.to(dtype), part, up.to(dtype), scale).to(x.dtype) for weight, part, up in parts)
 
     @staticmethod
     @once_differentiable
@@ -88,15 +88,17 @@ class _LoraLinear(torch.autograd.Function):
         if ctx.fused:
             from harkd.kernels.lora_triton import low_gradients as gradients
         x, low, down, *rest = ctx.saved_tensors
-        weights, b, grads = rest[: len(grads)], rest[len(grads) :], [dy.contiguous() for dy in grads]
+        weights, b, wide = rest[: len(grads)], rest[len(grads) :], low.dtype
+        grads, own, x = [dy.contiguous().to(wide) for dy in grads], x.dtype, x.to(wide)
         ds = torch.empty_like(low)
         parts = zip(grads, b, low.split(ctx.ranks, 1), ds.split(ctx.ranks, 1), strict=True)
-        db = [gradients(dy, up, part, ctx.scale, out) for dy, up, part, out in parts]
+        db = [gradients(dy, up.to(wide), part, ctx.scale, out) for dy, up, part, out in parts]
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = ds @ down
+            dx = ds @ down.to(wide)
             for dy, weight in zip(grads, weights, strict=True):
-                dx.addmm_(dy, weight)
+                dx.addmm_(dy, weight.to(wide))
+            dx = dx.to(own)
         da = (ds.T @ x).split(ctx.ranks)
         adapters = [grad.to(dtype) for grad, dtype in zip([*da, *db], ctx.dtypes, strict=True)]
         return dx, None, None, *[None] * len(grads), *adapters

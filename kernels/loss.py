@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from harkd.kernels.backend import product_dtype
+
 CPU_TILE = 2**24  # logits: 64 MB; smaller tiles are faster on idle cores, and several times slower beside other processes
 GPU_TILE = 2**26  # 256 MB in float32, so that launches do not count
 
@@ -57,8 +59,7 @@ def _nll(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 def _rows(hidden: Tensor, head: Tensor, targets: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """Losses [n] and gradients [n, C] of a few rows, one tile of the vocabulary after the other."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    slow = hidden.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")  # at products of half precision
-    hidden = hidden.to(wide) if slow else hidden
+    hidden = hidden.to(product_dtype(hidden))
     n, width = hidden.shape
     step = max(1, (CPU_TILE if hidden.device.type == "cpu" else GPU_TILE) // n)
     peak = hidden.new_full((n, 1), torch.finfo(wide).min, dtype=wide)  # finite: a tile may hold nothing but the target

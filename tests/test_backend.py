@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harkd.kernels import backend
-from harkd.kernels.backend import use_triton
+from harkd.kernels.backend import product_dtype, use_triton
 from harkd.kernels.tiles import ANY, TILES, gpu_family, tile_for
 from tests.helpers import ROOT
 
@@ -34,6 +34,14 @@ def test_the_switch(monkeypatch):
     assert use_triton("triton", OnGpu())
     with pytest.raises(ValueError, match="needs tensors on a GPU"):
         use_triton("triton", cpu)
+
+
+def test_half_precision_is_multiplied_in_float32_where_the_processor_does_not_know_it(monkeypatch):
+    many, few = torch.zeros(64, 3, dtype=torch.bfloat16), torch.zeros(63, 3, dtype=torch.bfloat16)
+    for knows, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(backend, "_multiplies", lambda dtype, knows=knows: knows or dtype == torch.float64)
+        assert product_dtype(many) == dtype and product_dtype(few) == torch.bfloat16 and product_dtype(many.to("meta")) == torch.bfloat16
+        assert product_dtype(many.double()) == torch.float64
 
 
 def test_without_triton(monkeypatch):

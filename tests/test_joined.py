@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from harkd.qwen3.config import PROJECTIONS
 from harkd.qwen3.linear import Linear, join, project, separate
@@ -128,3 +129,21 @@ def test_one_map_of_a_group_alone_is_computed_as_ever():
         torch.testing.assert_close(project(x, [holder.gate_proj, holder.up_proj]), truth)
     separate(join(holder))
     assert torch.autograd.grad(project(x, maps)[1].sum(), maps[1].weight)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("knows", [True, False])
+def test_many_rows_of_half_precision_are_as_exact_on_any_processor(joined, knows, order, monkeypatch):
+    """And take float32 only where the processor does not multiply half precision: a product of rounded factors is then rounded once."""
+    monkeypatch.setattr("harkd.kernels.backend._multiplies", lambda dtype: knows or dtype == torch.float32)
+    model = random_model(2, dtype=torch.bfloat16)
+    gate, up = model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj
+    x = torch.randn(70, gate.in_features, generator=torch.Generator().manual_seed(1)).bfloat16()
+    truth = torch.cat([F.linear(x.double(), linear.weight.double()) for linear in (gate, up)], 1)
+    if joined:
+        join(model)
+    with torch.no_grad():
+        out = torch.cat(project(x, [gate, up]), 1)
+    assert out.dtype == torch.bfloat16
+    error, rounding = (out.double() - truth).abs().max(), (truth.bfloat16().double() - truth).abs().max()
+    assert error <= (1.5 if knows else 1.01) * rounding and rounding > 0

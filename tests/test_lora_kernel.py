@@ -54,11 +54,18 @@ def test_ranks(rank, dtype, run):
     assert_as_exact(run, reference, tensors(37, 48, [70, 32], rank, dtype))
 
 
+@pytest.mark.parametrize("run", [ours, products])
 @pytest.mark.parametrize("rows", [0, 1, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_numbers_of_rows(rows, dtype, monkeypatch):
+def test_numbers_of_rows(rows, dtype, run, monkeypatch):
     monkeypatch.setattr(lora_triton, "PROGRAMS", 4)  # several blocks of columns to a program, as in a large launch
-    assert_as_exact(ours, reference, tensors(rows, 24, [200, 17], 8, dtype))
+    assert_as_exact(run, reference, tensors(rows, 24, [200, 17], 8, dtype))
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_half_precision_on_any_processor(knows, monkeypatch):
+    monkeypatch.setattr("harkd.kernels.backend._multiplies", lambda dtype: knows)
+    assert_as_exact(products, reference, tensors(70, 24, [40, 17], 8, torch.float16))
 
 
 @pytest.mark.parametrize("programs", [1, 3, 1000])

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harkd.kernels.backend import product_dtype
 from harkd.kernels.lora import lora_linear
 
 SHARED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # maps of one input
@@ -31,8 +32,8 @@ class Joined:
     sizes: tuple[int, ...]
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        quick = self.weight.is_mkldnn and not x.requires_grad  # oneDNN's product has no gradient
-        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "") if quick else F.linear(x, self.weight.to_dense())
+        quick = self.weight.is_mkldnn and not x.requires_grad and product_dtype(x) == x.dtype  # oneDNN's product has no gradient
+        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "") if quick else _product(x, self.weight.to_dense())
         return list(y.split(self.sizes, -1))
 
 
@@ -74,9 +75,15 @@ def project(x: Tensor, maps: Sequence[nn.Linear], backend: str = "auto") -> list
         return joined(x)
     adapted = [isinstance(linear, LoraLinear) for linear in maps]
     if not all(adapted):
-        return [project(x, [one], backend)[0] if has else F.linear(x, one.weight) for one, has in zip(maps, adapted, strict=True)]
+        return [project(x, [one], backend)[0] if has else _product(x, one.weight) for one, has in zip(maps, adapted, strict=True)]
     weights, a, b = ([getattr(linear, name) for linear in maps] for name in ("weight", "lora_A", "lora_B"))
     return lora_linear(x, weights, a, b, maps[0].scale, backend)
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T in x's dtype, at the processor's rate where no gradient is to come back: it would keep the copy of the weights."""
+    dtype = x.dtype if torch.is_grad_enabled() else product_dtype(x)
+    return F.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
 
 
 def _groups(model: nn.Module) -> Iterator[list[nn.Module | None]]:
