@@ -9,8 +9,9 @@ sequences, G prefixes, N pages in a table, P tokens in a page. Heads of one grou
 2305.13245); pages as in arXiv 2309.06180.
 
 A prefix lies in the pack, as a sequence of its own that the others point to (training), or in pages of the cache (generation).
-Each sequence is one call of torch's fused product, which sums scores and softmax in float32 (float64 for float64 inputs) and never
-holds the [n, m] scores of a prompt.
+Here each sequence is one call of torch's fused product, which sums scores and softmax in float32 (float64 for float64 inputs) and never
+holds the [n, m] scores of a prompt. What runs in its place: packed_attention.py and cached_attention.py on a GPU, merged_attention.py and
+grouped_attention.py on a CPU.
 """
 
 from __future__ import annotations

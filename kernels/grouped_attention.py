@@ -81,7 +81,7 @@ def _stretches(q: Tensor, shared: tuple[Tensor, Tensor] | None, own: list[tuple[
         if length > new:
             add_part(*place, keys[:, : length - new], values[:, : length - new], False)
         add_part(*place, keys[:, length - new :], values[:, length - new :], True)
-    return out.transpose(1, 2)
+    return out.to(q.dtype).transpose(1, 2)
 
 
 def _laid(stored: Iterable[Tensor], rows: int) -> list[Tensor]:

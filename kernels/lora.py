@@ -7,8 +7,9 @@
 Shapes: x [T, in], W_i [out_i, in], A_i [r, in], B_i [out_i, r], y_i [T, out_i]. Projections that share an input (q, k, v; gate, up) share
 its reading: one product for all x A_i^T, which is kept for the backward pass, one for all dA_i, one sum for dx. Source: arXiv 2106.09685.
 
-Where the weights are frozen one autograd function does all of it, by products that add to what is there: nothing as wide as y_i is made
-only to be scaled or summed. A Triton kernel takes ds_i and dB_i from one reading of dy_i (kernels/lora_triton.py).
+Where the weights are frozen one autograd function does all of it (but for backend "torch", the reference), by products that add to what is
+there: nothing as wide as y_i is made only to be scaled or summed. A Triton kernel takes ds_i and dB_i from one reading of dy_i
+(kernels/lora_triton.py).
 
 One rule of dtypes: x and W_i have one dtype, which is that of y_i and of the factors of every product; A_i and B_i (float32 beside half
 precision) are cast to it. Sums run in float32. x A_i^T, ds_i and dA_i are rounded to x's dtype once, y_i and dx once for each product that
@@ -61,7 +62,8 @@ def _output(x: Tensor, weight: Tensor, low: Tensor, b: Tensor, scale: float) -> 
 def low_gradients(dy: Tensor, b: Tensor, low: Tensor, scale: float, ds: Tensor) -> Tensor:
     """Fill ds [T, r] with s dy B and return dB [out, r] in float32 (float64 for float64 inputs)."""
     ds.addmm_(dy, b, beta=0, alpha=scale)
-    return (dy.T @ low).to(torch.promote_types(dy.dtype, torch.float32)) * scale
+    db = torch.empty_like(b).addmm_(dy.T, low, beta=0, alpha=scale)  # scaled before it is rounded: half precision is soon too large
+    return db.to(torch.promote_types(dy.dtype, torch.float32))
 
 
 class _LoraLinear(torch.autograd.Function):

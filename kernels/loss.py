@@ -11,8 +11,7 @@ Where the head is frozen (LoRA), logits exist for one tile of rows and vocabular
 that is rescaled when the running maximum grows (as attention does over its keys, arXiv 2205.14135), so that logits are never held for
 the whole vocabulary, the gradient of the rows is finished in the forward pass, and no gradient of the head is made. Where it is
 trained, `chunk` rows are projected at a time and computed again in the backward pass. Products run in the head's dtype, the rest in
-float32. Source: Cut Your Losses,
-arXiv 2411.09009, for the idea.
+float32. Source: Cut Your Losses, arXiv 2411.09009, for the idea.
 """
 
 from __future__ import annotations
@@ -31,17 +30,19 @@ CPU_TILE = 2**24  # logits: 64 MB; smaller tiles are faster on idle cores, and s
 GPU_TILE = 2**26  # 256 MB in float32, so that launches do not count
 
 
-def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, vocab_size: int | None = None, chunk: int = 1024) -> Tensor:
+def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, vocab_size: int | None = None, chunk: int | None = None) -> Tensor:
     """-log p(target) [N] in float32 (float64 for float64 inputs).
 
     Args: hidden [N, C]; head [V, C]; targets [N] int64, below vocab_size; vocab_size: rows of the head from here on are padding and get no
-    probability; chunk: rows at a time. Errors: IndexError on a target outside the vocabulary where the tensors lie on a CPU.
+    probability; chunk: rows at a time, by default 1,024, or 512 where the head is trained. Errors: IndexError on a target outside the
+    vocabulary where the tensors lie on a CPU.
     """
     head = head[:vocab_size]
     if targets.device.type == "cpu" and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(head):
         raise IndexError(f"a target is outside the vocabulary of {len(head)}")
     if not head.requires_grad:
-        return _FrozenHead.apply(hidden, head, targets, chunk)
+        return _FrozenHead.apply(hidden, head, targets, chunk or 1024)
+    chunk = chunk or 512
     parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     return torch.cat([checkpoint(_nll, h, head, t, use_reentrant=False, preserve_rng_state=False) for h, t in parts])
 

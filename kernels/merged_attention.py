@@ -33,7 +33,7 @@ def merged_attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> T
 
 
 def add_part(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
-    """Merge what q [K, G, n, D] takes from k, v [K, m, D] into out [K, G, n, D], zeros where lse [K, G, n] is still -inf.
+    """Merge what q [K, G, n, D] takes from k, v [K, m, D] into out [K, G, n, D], zeros where lse [K, G, n] is still -inf: see `start`.
 
     Causal: the keys are those of the queries' own tokens. Otherwise all queries see all keys, and those of a group are rows of one product.
     """
@@ -43,14 +43,14 @@ def add_part(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: 
     else:
         part, part_lse = forward_part(rows(q), k, v, 0.0, False)
     part_lse = part_lse.view(lse.shape)
-    out.lerp_(part.reshape(out.shape), (part_lse - lse).sigmoid()[..., None].to(out.dtype))
+    out.lerp_(part.reshape(out.shape).to(out.dtype), (part_lse - lse).sigmoid()[..., None])
     lse.copy_(torch.logaddexp(lse, part_lse))
 
 
 def start(q: Tensor) -> tuple[Tensor, Tensor]:
-    """out and lse of queries that have seen nothing."""
+    """out and lse of queries that have seen nothing, in float32 (float64 for float64 inputs): parts may be larger than their sum."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    return torch.zeros_like(q), q.new_full(q.shape[:3], -torch.inf, dtype=wide)
+    return torch.zeros_like(q, dtype=wide), q.new_full(q.shape[:3], -torch.inf, dtype=wide)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -64,7 +64,9 @@ def _heads(x: Tensor, kv_heads: int) -> Tensor:
 
 
 def _parts(sequences: Sequences) -> list[tuple[slice, slice | None]]:
-    """Where each sequence lies in the pack, and where its prefix does."""
+    """Where each sequence lies in the pack, and where its prefix does. Raises ValueError where that is in a cache."""
+    if any(g >= 0 and sequences.prefixes[g][1] < 0 for *_, g in sequences.spans):
+        raise ValueError("a prefix of these sequences lies in a cache, and there is none")
     prefixes = [slice(start, start + length) if length else None for length, start in sequences.prefixes]
     return [(slice(begin, end), prefixes[g] if g >= 0 else None) for begin, end, _, g in sequences.spans if begin < end]
 
@@ -79,6 +81,7 @@ class _Merged(torch.autograd.Function):
             add_part(*place, k[:, 0, own], v[:, 0, own], True)
             if prefix is not None:
                 add_part(*place, k[:, 0, prefix], v[:, 0, prefix], False)
+        out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.sequences = sequences
         return out.flatten(0, 1).transpose(0, 1)
@@ -88,11 +91,11 @@ class _Merged(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, lse = ctx.saved_tensors
         grad = _heads(grad, len(q))
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        dq, dk, dv = (torch.zeros_like(x, dtype=lse.dtype) for x in (q, k, v))
         for own, prefix in _parts(ctx.sequences):
             dout, some, whole, scale = (x[:, :, own] for x in (grad, q, out, lse))
             made = backward_part(dout, some, *(x[:, :, own].expand_as(some) for x in (k, v)), whole, scale, 0.0, True)
-            dq[:, :, own] = made[0]
+            dq[:, :, own] += made[0]
             for total, part in ((dk, made[1]), (dv, made[2])):
                 total[:, :, own] += part.sum(1, keepdim=True)
             if prefix is not None:
@@ -101,4 +104,4 @@ class _Merged(torch.autograd.Function):
                 dq[:, :, own] += made[0].view_as(dq[:, :, own])
                 dk[:, :, prefix] += made[1]
                 dv[:, :, prefix] += made[2]
-        return *(x.flatten(0, 1).transpose(0, 1) for x in (dq, dk, dv)), None
+        return *(x.to(q.dtype).flatten(0, 1).transpose(0, 1) for x in (dq, dk, dv)), None

@@ -237,6 +237,33 @@ def test_half_precision_is_as_exact_as_torch(dtype, dim):
     print(f"{dtype} D={dim}: {sorted(ratios)[2]:.2f} x torch's error")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("own", [1, 5, 30])
+def test_short_examples_behind_a_long_prefix_are_as_exact(dtype, own):
+    """What a few own tokens give is much larger than what is left of it behind a prefix: rounding it, or its weight, would show."""
+    case, ratios = Case([(300, 0, -1)] + [(own, 0, 0)] * 20, [(300, 0)]), []
+    for seed in range(3):
+        sequences, inputs = plan(case), [x.requires_grad_() for x in draw(case, 4, 2, 64, seed, dtype)]
+        upstream = torch.randn(len(inputs[0]), 4, 64).to(dtype)
+        truth = dense(*(x.double() for x in inputs), case.mask())
+        exact = [truth[300:], *torch.autograd.grad(truth, inputs, upstream.double())]
+        found = []
+        for backend in ("auto", "torch"):
+            out = attention(*inputs, sequences, None, backend)
+            made = [out[300:], *torch.autograd.grad(out, inputs, upstream)]
+            found.append([(x.detach().double() - true.detach()).square().mean().sqrt() for x, true in zip(made, exact, strict=True)])
+        ratios.append([float(mine / theirs) for mine, theirs in zip(*found, strict=True)])
+    worst = [sorted(of)[1] for of in zip(*ratios, strict=True)]
+    assert max(worst) <= 1.6, worst
+    print(f"{dtype}, {own} own: out, dq, dk, dv {worst} x the error of the reference")
+
+
+def test_a_prefix_in_a_cache_needs_the_cache():
+    q, k = torch.zeros(7, 4, 8), torch.zeros(7, 2, 8)
+    with pytest.raises(ValueError, match="lies in a cache, and there is none"):
+        attention(q, k, k, Sequences.packed([4, 3], [-1, 0], [5], [-1]))
+
+
 def eager(q, k, v, mask):
     """Attention as Hugging Face's eager one rounds it: scores and probabilities in the inputs' dtype, [T, H, D]."""
     q, k, v = q.transpose(0, 1), *(x.transpose(0, 1).repeat_interleave(q.shape[1] // x.shape[1], dim=0) for x in (k, v))

@@ -21,6 +21,8 @@ from harkd.qwen3.config import Qwen3Config
 from harkd.qwen3.weights import load_model
 
 CHUNK = 512  # tokens of a call, and of one product within
+KINDS = {torch.bfloat16: gguf.GGMLQuantizationType.BF16, torch.float16: gguf.GGMLQuantizationType.F16}  # others are written as float32
+SILENT = llama_cpp.llama_log_callback(lambda level, text, data: None)  # C calls it until the process ends
 
 
 def write_gguf(folder: str, path: Path, dtype: str) -> Qwen3Config:
@@ -41,11 +43,11 @@ def write_gguf(folder: str, path: Path, dtype: str) -> Qwen3Config:
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     for name, weight in model.named_parameters():
-        weight, half = weight.detach(), weight.dtype == torch.bfloat16 and weight.dim() > 1
-        values = weight.view(torch.int16).numpy() if half else weight.float().numpy()
-        kind = gguf.GGMLQuantizationType.BF16 if half else gguf.GGMLQuantizationType.F32
-        shape = {"raw_shape": weight.shape} if half else {}
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), values, raw_dtype=kind, **shape)
+        weight, place = weight.detach(), names.get_name(name, try_suffixes=(".weight",))
+        if weight.dtype in KINDS and weight.dim() > 1:
+            writer.add_tensor(place, weight.view(torch.int16).numpy(), raw_shape=weight.shape, raw_dtype=KINDS[weight.dtype])
+        else:
+            writer.add_tensor(place, weight.float().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -57,16 +59,17 @@ class LlamaCpp:
     """A model in llama.cpp with room for `sequences` of `tokens` each, the prefix among them, which is computed here, once."""
 
     def __init__(self, path: Path, prefix: Sequence[int], sequences: int, tokens: int, vocab_size: int, unified: bool) -> None:
+        llama_cpp.llama_log_set(SILENT, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        self._silent = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: C calls it
-        llama_cpp.llama_log_set(self._silent, ctypes.c_void_p(0))
         how = llama_cpp.llama_context_default_params()
         how.n_ctx = len(prefix) + sequences * (tokens - len(prefix)) if unified else (sequences + 1) * tokens
         how.n_seq_max, how.kv_unified = sequences + 1, unified
         how.n_batch = how.n_ubatch = CHUNK
         how.n_threads = how.n_threads_batch = torch.get_num_threads()
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
-        self.context = llama_cpp.llama_init_from_model(self.model, how)
+        self.context = self.model and llama_cpp.llama_init_from_model(self.model, how)
+        if not self.context:
+            raise RuntimeError(f"llama.cpp could not load {path} with room for {how.n_ctx} tokens")
         self.memory, self.batch = llama_cpp.llama_get_memory(self.context), llama_cpp.llama_batch_init(CHUNK, 0, 1)
         self.prefix, self.vocab_size = len(prefix), vocab_size
         self._decode([(id, place, 0, False) for place, id in enumerate(prefix)])
@@ -80,8 +83,8 @@ class LlamaCpp:
         """The `new` likeliest tokens behind the prefix and each of the prompts, all of which run at once."""
         for sequence in range(1, len(prompts) + 1):
             llama_cpp.llama_memory_seq_cp(self.memory, 0, sequence, -1, -1)
-        last = [self._own(prompt, sequence) for sequence, prompt in enumerate(prompts, 1)]
-        written = [[id] for id in last]
+        own = [(id, self.prefix + i, s, i == len(prompt) - 1) for s, prompt in enumerate(prompts, 1) for i, id in enumerate(prompt)]
+        written = [[id] for id in self._decode(own)]
         for step in range(new - 1):
             places = [self.prefix + len(prompt) + step for prompt in prompts]
             rows = [(ids[-1], place, i, True) for i, (ids, place) in enumerate(zip(written, places, strict=True), 1)]
@@ -90,11 +93,6 @@ class LlamaCpp:
         for sequence in range(1, len(prompts) + 1):
             llama_cpp.llama_memory_seq_rm(self.memory, sequence, -1, -1)
         return written
-
-    def _own(self, prompt: Sequence[int], sequence: int) -> int:
-        """The first token behind a window's own prompt."""
-        last = len(prompt) - 1
-        return self._decode([(id, self.prefix + i, sequence, i == last) for i, id in enumerate(prompt)])[0]
 
     def _decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> list[int]:
         """The likeliest next token of those rows (id, position, sequence, whether it is asked for) that ask for it."""

@@ -157,7 +157,7 @@ class Qwen3(nn.Module):
         positions = torch.arange(len(ids), device=ids.device)
         return self.head(self.hidden(ids, positions, Sequences.packed([len(ids)], device=ids.device)))
 
-    def nll(self, hidden: Tensor, targets: Tensor, vocab_size: int | None = None, chunk: int = 1024) -> Tensor:
+    def nll(self, hidden: Tensor, targets: Tensor, vocab_size: int | None = None, chunk: int | None = None) -> Tensor:
         """-log p(target) [N] in float32 of rows hidden [N, C] and targets [N], a chunk of rows at a time; ids from `vocab_size` on get no
         probability.
         """
