@@ -48,12 +48,16 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 @cache
 def _multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has instructions for products in this dtype."""
+    """Whether this CPU has instructions for products in this dtype, and torch uses them."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
     if dtype == torch.float16:
         return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    if dtype == torch.bfloat16 and platform.machine().lower() in ("x86_64", "amd64"):  # where oneDNN says yes, and emulates
+    if platform.machine().lower() in ("x86_64", "amd64"):  # where oneDNN would say yes, and emulate
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @cache

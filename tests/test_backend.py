@@ -42,6 +42,9 @@ def test_half_precision_is_multiplied_in_float32_where_the_processor_does_not_kn
         monkeypatch.setattr(backend, "_multiplies", lambda dtype, knows=knows: knows or dtype == torch.float64)
         assert product_dtype(many) == dtype and product_dtype(few) == torch.bfloat16 and product_dtype(many.to("meta")) == torch.bfloat16
         assert product_dtype(many.double()) == torch.float64
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert backend._multiplies.__wrapped__(torch.float32) and not backend._multiplies.__wrapped__(torch.bfloat16)
 
 
 def test_without_triton(monkeypatch):
