@@ -14,8 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-
-WIDENED = 64  # rows
+WIDENED = 64  # rows of half precision, from which a copy of the weights in float32 pays
 
 
 def use_triton(backend: str, *tensors: Tensor) -> bool:

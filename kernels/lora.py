@@ -13,7 +13,8 @@ there: nothing as wide as y_i is made only to be scaled or summed. A Triton kern
 
 One rule of dtypes: x and W_i have one dtype, which is that of y_i and of the factors of every product; A_i and B_i (float32 beside half
 precision) are cast to it. Sums run in float32. x A_i^T, ds_i and dA_i are rounded to x's dtype once, y_i and dx once for each product that
-is added, dB_i by the kernel not at all, by products as dA_i; gradients of A_i and B_i come back in their own dtype.
+is added, dB_i by the kernel not at all, by products as dA_i; gradients of A_i and B_i come back in their own dtype. Where `product_dtype`
+says float32, the factors are those same rounded ones, and y_i and dx are rounded once.
 """
 
 from __future__ import annotations
@@ -72,15 +73,15 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float, fused: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Keeps x, x A^T and what A and B were cast to."""
-        count, x = len(tensors) // 3, x.contiguous()
-        weights, a, dtype = tensors[:count], tensors[count : 2 * count], product_dtype(x)
+        count, x, dtype = len(tensors) // 3, x.contiguous(), product_dtype(x)
+        weights, a, wide = tensors[:count], tensors[count : 2 * count], x.to(dtype)
         b = [up.to(x.dtype).contiguous() for up in tensors[2 * count :]]
         ctx.ranks, ctx.scale, ctx.fused, ctx.dtypes = [len(down) for down in a], scale, fused, [t.dtype for t in tensors[count:]]
         down = torch.cat(a).to(x.dtype)  # [sum of r, in]
-        low = F.linear(x.to(dtype), down.to(dtype))  # [T, sum of r]
+        low = F.linear(wide, down.to(dtype))  # [T, sum of r]
         parts = zip(weights, low.split(ctx.ranks, 1), b, strict=True)
         ctx.save_for_backward(x, low, down, *weights, *b)
-        return tuple(_output(x.to(dtype), weight.to(dtype), part, up.to(dtype), scale).to(x.dtype) for weight, part, up in parts)
+        return tuple(_output(wide, weight.to(dtype), part, up.to(dtype), scale).to(x.dtype) for weight, part, up in parts)
 
     @staticmethod
     @once_differentiable
