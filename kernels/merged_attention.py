@@ -10,7 +10,8 @@ out, and the prefix is seen whole. A part's gradients are those of the same prod
     dv_j = p_j dout           dk_j = dS_j q / sqrt(D)                  dq = sum_j dS_j k_j / sqrt(D)
 
 A head's tokens lie one behind the other here, [H, T, D]: rows that are K x D apart fall onto the same lines of a processor's caches, and
-cost a quarter of the speed. Shapes elsewhere as in the reference.
+cost a quarter of the speed. (torch's product takes a row whose scores are all NaN for one that sees nothing, where it has less than a
+vector's keys, in the reference too.) Shapes elsewhere as in the reference.
 """
 
 from __future__ import annotations
