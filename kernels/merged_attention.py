@@ -66,15 +66,19 @@ def _heads(x: Tensor, kv_heads: int) -> Tensor:
 
 def _parts(sequences: Sequences) -> list[tuple[slice, slice | None]]:
     """Where each sequence lies in the pack, and where its prefix does. Raises ValueError where that is in a cache."""
-    if any(g >= 0 and sequences.prefixes[g][1] < 0 for *_, g in sequences.spans):
-        raise ValueError("a prefix of these sequences lies in a cache, and there is none")
-    prefixes = [slice(start, start + length) if length else None for length, start in sequences.prefixes]
-    return [(slice(begin, end), prefixes[g] if g >= 0 else None) for begin, end, _, g in sequences.spans if begin < end]
+    if "parts" not in sequences.work:
+        if any(g >= 0 and sequences.prefixes[g][1] < 0 for *_, g in sequences.spans):
+            raise ValueError("a prefix of these sequences lies in a cache, and there is none")
+        prefixes = [slice(start, start + length) if length else None for length, start in sequences.prefixes]
+        seen = [(slice(begin, end), prefixes[g] if g >= 0 else None) for begin, end, _, g in sequences.spans if begin < end]
+        sequences.work["parts"] = seen
+    return sequences.work["parts"]
 
 
 class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
+        """Keeps q, k, v a head behind the other, the merged out and its lse."""
         q, k, v = (_heads(x, k.shape[1]) for x in (q, k, v))  # [K, G, T, D], [K, 1, T, D], [K, 1, T, D]
         out, lse = start(q)
         for own, prefix in _parts(sequences):
@@ -90,6 +94,7 @@ class _Merged(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients of q [T, H, D], and of k and v [T, K, D], each the sum over the parts."""
         q, k, v, out, lse = ctx.saved_tensors
         grad = _heads(grad, len(q))
         dq, dk, dv = (torch.zeros_like(x, dtype=lse.dtype) for x in (q, k, v))

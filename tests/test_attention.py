@@ -106,6 +106,10 @@ def close(left, right, tolerance=1e-12) -> bool:
     return left.shape == right.shape and bool((left.double() - right.double()).abs().max() < tolerance)
 
 
+def rms(x, truth) -> torch.Tensor:
+    return (x.detach().double() - truth.detach()).square().mean().sqrt()
+
+
 PACKS = {
     "one token": Case([(1, 0, -1)], []),
     "one sequence": Case([(9, 0, -1)], []),
@@ -230,7 +234,7 @@ def test_half_precision_is_as_exact_as_torch(dtype, dim):
         truth, out = dense(q, k, v, mask), attention(q, k, v, plan(case))
         assert out.dtype == dtype
         peer = F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in (q, k, v)), attn_mask=mask[None, None], enable_gqa=True)
-        errors = [(x.double() - truth).square().mean().sqrt() for x in (out, peer[0].transpose(0, 1), torch.zeros_like(out))]
+        errors = [rms(x, truth) for x in (out, peer[0].transpose(0, 1), torch.zeros_like(out))]
         ratios.append(errors[0] / errors[1])
         assert errors[2] > 20 * errors[0]
     assert sorted(ratios)[2] <= 2, f"error {sorted(ratios)[2]:.2f} x that of torch's attention"
@@ -243,16 +247,11 @@ def test_short_examples_behind_a_long_prefix_are_as_exact(dtype, own):
     """What a few own tokens give is much larger than what is left of it behind a prefix: rounding it, or its weight, would show."""
     case, ratios = Case([(300, 0, -1)] + [(own, 0, 0)] * 20, [(300, 0)]), []
     for seed in range(3):
-        sequences, inputs = plan(case), [x.requires_grad_() for x in draw(case, 4, 2, 64, seed, dtype)]
-        upstream = torch.randn(len(inputs[0]), 4, 64).to(dtype)
-        truth = dense(*(x.double() for x in inputs), case.mask())
-        exact = [truth[300:], *torch.autograd.grad(truth, inputs, upstream.double())]
-        found = []
-        for backend in ("auto", "torch"):
-            out = attention(*inputs, sequences, None, backend)
-            made = [out[300:], *torch.autograd.grad(out, inputs, upstream)]
-            found.append([(x.detach().double() - true.detach()).square().mean().sqrt() for x, true in zip(made, exact, strict=True)])
-        ratios.append([float(mine / theirs) for mine, theirs in zip(*found, strict=True)])
+        inputs, upstream = [x.requires_grad_() for x in draw(case, 4, 2, 64, seed, dtype)], torch.randn(300 + 20 * own, 4, 64).to(dtype)
+        wide = [x.detach().double().requires_grad_() for x in inputs]
+        outs = dense(*wide, case.mask()), *(attention(*inputs, plan(case), None, backend) for backend in ("auto", "torch"))
+        made = [[out[300:], *torch.autograd.grad(out, x, upstream.to(out.dtype))] for out, x in zip(outs, (wide, inputs, inputs), strict=True)]
+        ratios.append([float(rms(mine, exact) / rms(theirs, exact)) for exact, mine, theirs in zip(*made, strict=True)])
     worst = [sorted(of)[1] for of in zip(*ratios, strict=True)]
     assert max(worst) <= 1.6, worst
     print(f"{dtype}, {own} own: out, dq, dk, dv {worst} x the error of the reference")
@@ -285,7 +284,7 @@ def test_grouped_attention_is_as_exact_as_eager(dtype, new):
         assert out.dtype == dtype
         wrong = out.clone()
         wrong[-1, -1, -1] += 0.2
-        errors = [(x.double() - truth).square().mean().sqrt() for x in (out, eager(q, k, v, mask), torch.zeros_like(out))]
+        errors = [rms(x, truth) for x in (out, eager(q, k, v, mask), torch.zeros_like(out))]
         largest = [(x.double() - truth).abs().max() for x in (out, wrong)]
         assert errors[2] > 20 * errors[0] and largest[0] < 0.1 < largest[1]
         ratios.append(errors[0] / errors[1])
