@@ -42,13 +42,13 @@ def windows(count: int, seed: int) -> list[Request]:
     return requests
 
 
-def soak(tiny, monkeypatch, count: int, size: int = 4, pages: int = 75) -> None:
+def soak(tiny, monkeypatch, count: int, size: int = 4, pages: int = 75, burst: int = 1) -> None:
     """A cache of a tenth of what the sequences that run at once may come to need; stop tokens end many texts early."""
     requests = windows(count, seed=7)
     one_by_one = generator(tiny, batch=1)
     some = Random(3).sample(requests, min(count, 120))
     expected = {c.request.window: c for c in one_by_one.generate(some)}
-    g = generator(tiny, batch=24, cache_tokens=size * pages, page_size=size, step_tokens=40)
+    g = generator(tiny, batch=24, cache_tokens=size * pages, page_size=size, step_tokens=40, burst=burst)
     need = sum(sorted(-(-g.intake.open(r).room // size) for r in requests)[-24:]) + sum(-(-len(prefix.tokens) // size) for prefix in g.prefixes.values())
     assert need >= 10 * pages  # of the 24 longest at once
     lost, seen, memory = parked(g, monkeypatch), Counter(), []

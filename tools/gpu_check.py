@@ -2,6 +2,7 @@
 
     python -m tools.gpu_check --only kernels [--out DIR]
     python -m tools.gpu_check --only training           (tools/gpu_training.py; transformers and PEFT, and Liger where it is to be compared)
+    python -m tools.gpu_check --only generation         (tools/gpu_generation.py; transformers)
 
 Needs no data: tensors are random, lists of lengths are written in the code. Where harkd is not installed yet, installs it in place first,
 without its dependencies. Times are medians over replays of a CUDA graph, so that launches do not count (where something cannot be captured
@@ -32,7 +33,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {"kernels": "tools.gpu_kernels", "training": "tools.gpu_training"}  # modules with checks() and benches(), or with measure()
+PARTS = {part: f"tools.gpu_{part}" for part in ("kernels", "training", "generation")}  # modules with checks() and benches(), or measure()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ SIZES = {
     "small": Qwen3Config(151936, 128, 384, 2, 4, 2, 64, tie_word_embeddings=True, dtype="float32"),
     "0.6B": Qwen3Config(151936, 1024, 3072, 28, 16, 8, 128, tie_word_embeddings=True),
     "8B": Qwen3Config(151936, 4096, 12288, 36, 32, 8, 128),
+    "32B": Qwen3Config(151936, 5120, 25600, 64, 64, 8, 128),
 }
 
 

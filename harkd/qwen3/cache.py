@@ -30,7 +30,7 @@ class Cache:
                 CacheLayer(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
                 for _ in range(config.num_hidden_layers)
             ]
-        self.free = [True] * pages
+        self.free = bytearray(b"\1") * pages  # 1: nobody holds it
 
     def allocate(self, tokens: int) -> list[int] | None:
         """Pages for `tokens` tokens, or None where too few are free.
@@ -38,13 +38,13 @@ class Cache:
         Pages one behind the other are preferred: they can be read without a copy.
         """
         need = -(-tokens // self.page_size)
-        free = [page for page, is_free in enumerate(self.free) if is_free]
-        if len(free) < need:
+        first = self.free.find(b"\1" * need)
+        if first >= 0:
+            pages = list(range(first, first + need))
+        elif self.free.count(1) >= need:
+            pages = [page for page, is_free in enumerate(self.free) if is_free][:need]
+        else:
             return None
-        if need == 0:
-            return []
-        runs = (free[i : i + need] for i in range(len(free) - need + 1) if free[i + need - 1] - free[i] == need - 1)
-        pages = next(runs, free[:need])
         for page in pages:
             self.free[page] = False
         return pages

@@ -8,6 +8,8 @@ computed once and its pages are read by all of them (pages: see places.py).
 A small step takes in more of a guided answer than is known: the rest of it, as if every choice to come fell as the last one did, which is
 likely where events follow each other. Each choice is then made from the row before it, as ever, and the first that falls otherwise ends
 what the step is good for. So nothing but the number of steps depends on the guess.
+
+On a GPU those that write free text go on by themselves, several tokens at a time (burst.py), and steps are for all others.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from harkd.errors import UserError
 from harkd.qwen3.cache import cache_of
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import Tokenizer
+from harkd.sampling.burst import Burst, draw
 from harkd.sampling.intake import Intake
 from harkd.sampling.places import Places
 from harkd.sampling.request import BATCH, Request, Sampling
@@ -30,6 +33,7 @@ from harkd.sampling.sampler import sample, uniform
 from harkd.sampling.sequence import Run, Sequence, pack
 
 PAGE = 32  # tokens
+BURST = 8  # tokens: the host is asked once for so many, and as many less one may be written for nothing
 SMALL = 128  # tokens: a step of so many takes a GPU hardly longer than one of a few (a CPU does take longer)
 
 
@@ -56,15 +60,16 @@ class Generator:
     Prefixes stay in the cache from one call of `generate` to the next: make a new Generator when the model's weights have changed.
 
     Args: batch: sequences that run at once; cache_tokens: room of the cache, shared by prefixes and sequences, by default what the free
-    memory allows; page_size: tokens in a page; step_tokens: most tokens of one forward; it is halved when a step finds no memory.
+    memory allows; page_size: tokens in a page; step_tokens: most tokens of one forward; it is halved when a step finds no memory; burst:
+    tokens by which free text goes on at a time, by default BURST on a GPU and 1 elsewhere.
     """
 
     def __init__(
         self, model: Qwen3, tokenizer: Tokenizer, batch: int = BATCH, cache_tokens: int | None = None, page_size: int = PAGE,
-        step_tokens: int = 1024,
+        step_tokens: int = 1024, burst: int | None = None,
     ) -> None:  # fmt: skip
-        if min(batch, page_size, step_tokens) < 1 or (cache_tokens is not None and cache_tokens < 1):
-            raise UserError("batch, cache_tokens, page_size and step_tokens of a Generator must be at least 1")
+        if min(batch, page_size, step_tokens, *(given for given in (cache_tokens, burst) if given is not None)) < 1:
+            raise UserError("batch, cache_tokens, page_size, step_tokens and burst of a Generator must be at least 1")
         self.model, self.tokenizer, self.batch, self.step_tokens = model, tokenizer, batch, max(step_tokens, batch)
         most = (batch + 1) * model.config.max_position_embeddings  # every place full, and prefixes of as much
         self.cache = cache_of(model.config, cache_tokens, most, page_size, model.dtype, model.device)
@@ -73,6 +78,7 @@ class Generator:
         self.vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)  # ids above are padding of the head
         self.intake = Intake(tokenizer, model.config.max_position_embeddings, len(self.cache.free), page_size)
         self.places = Places(self.cache, self.intake.prefixes)
+        self.burst, self.ahead = Burst(model, self.cache, self.vocab_size), burst or (BURST if model.device.type == "cuda" else 1)
         self.lock = Lock()  # for callers in several threads, who take turns
 
     @property
@@ -109,9 +115,13 @@ class Generator:
                     first = _next(waiting, mistakes)
                 self.places.make_room(running)
                 ready = [sequence for sequence in running if sequence.pages and not sequence.ended]
-                if ready:
-                    self._step(ready)
-                elif not any(sequence.ended for sequence in running):  # as an answer without any choice has from the start
+                writers = [sequence for sequence in ready if sequence.writes and self.ahead > 1]
+                others = [sequence for sequence in ready if not (sequence.writes and self.ahead > 1)]
+                if others:
+                    self._step(others)
+                if writers:
+                    self._burst(writers)
+                if not ready and not any(sequence.ended for sequence in running):  # as an answer without any choice has from the start
                     raise UserError(f"the request {(running or [first])[0].request.window!r} finds no room: other iterators hold the cache")
                 ended = [sequence for sequence in running if sequence.ended]
                 running = [sequence for sequence in running if not sequence.ended]
@@ -148,6 +158,25 @@ class Generator:
             self._spare_memory(error, sum(map(len, entering.values())))
             for run in running:  # those that were to get a token come again
                 run.past -= run.past == len(run.tokens) and not run.given
+
+    def _burst(self, writers: list[Sequence]) -> None:
+        """Let free text go on by up to `ahead` tokens, and take of them those that are followed by free text."""
+        alike: dict[Sampling, list[Sequence]] = {}
+        for one in writers[: self.step_tokens]:
+            alike.setdefault(draw(one.request.sampling), []).append(one)
+        for sampling, some in alike.items():
+            self.places.grow(some, self.ahead)
+            try:
+                found = self.burst.write(some, sampling, self.ahead)
+            except RuntimeError as error:
+                self._spare_memory(error, len(some))
+                continue
+            for one, drawn in zip(some, found, strict=True):
+                for token, logprob in drawn:
+                    one.past += 1
+                    self.intake.follow(one, token, logprob)
+                    if not one.writes:
+                        break
 
     def _guess(self, work: dict[Run, list[int]]) -> dict[Run, list[int]]:
         """What guided answers may go on with, in a step so small that more tokens take hardly longer."""

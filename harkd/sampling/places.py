@@ -74,6 +74,12 @@ class Places:
                 else:
                     self.park(next(one for one in reversed(running) if one.pages))
 
+    def grow(self, sequences: list[Sequence], ahead: int) -> None:
+        """Give sequences pages for `ahead` more tokens in the cache, of those that they may come to need, where pages are free."""
+        for sequence in sequences:
+            lack = min(sequence.past + ahead, sequence.room) - len(sequence.pages) * self.cache.page_size
+            sequence.pages += self.cache.allocate(max(lack, 0)) or []
+
     def _drop_kept(self) -> None:
         if self._kept:
             self.park(self._kept)

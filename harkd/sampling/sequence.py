@@ -53,6 +53,11 @@ class Sequence(Run):
             return self.past == len(self.tokens)
         return bool(self.finish_reason) if self.walk is None else self.walk.node is None and self.real is None
 
+    @property
+    def writes(self) -> bool:
+        """Whether it writes free text and lacks its last token in the cache alone."""
+        return self.walk is None and not self.given and not self.finish_reason and self.past == len(self.tokens) - 1
+
     def write(self, tokens: list[int], logprob: float = 0.0) -> None:
         """Append a drawn token, or tokens that had to follow, whose logprob is 0."""
         self.tokens += tokens
