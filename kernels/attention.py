@@ -43,7 +43,7 @@ class Sequences:
     """Who sees whom among T packed tokens: the attention plan, the same for every layer of a step.
 
     The tensors are int32 on the device of the tokens, `slots` int64. Past and prefix tokens keep their places: a sequence's token i lies on
-    page `block_table[s, i // P]`. `max_q` and `max_k` bound the new tokens and the keys of any one sequence.
+    page `block_table[s, i // P]`. `max_q`, `max_k` and `max_prefix` bound the new tokens, own tokens and prefix of any one sequence.
     """
 
     cu_q: Tensor  # [S+1] where each sequence's new tokens begin; an empty sequence is padding
@@ -53,6 +53,7 @@ class Sequences:
     prefix_start: Tensor  # [G] where in the pack it begins, -1 if it lies in the cache
     max_q: int
     max_k: int
+    max_prefix: int
     block_table: Tensor | None = None  # [S, N] own pages
     prefix_table: Tensor | None = None  # [G, N] the prefixes' pages
     slots: Tensor | None = None  # [T] page * P + offset at which each new token is stored
@@ -68,7 +69,6 @@ class Sequences:
     ) -> Sequences:
         """The plan of a pack without a cache: `lengths[s]` tokens of each sequence, prefixes being sequences of the same pack."""
         prefix_of = [-1] * len(lengths) if prefix_of is None else list(prefix_of)
-        keys = [n + (prefix_len[g] if g >= 0 else 0) for n, g in zip(lengths, prefix_of, strict=True)]
 
         def ints(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
@@ -80,7 +80,8 @@ class Sequences:
             prefix_len=ints(prefix_len),
             prefix_start=ints(prefix_start),
             max_q=max(lengths, default=0),
-            max_k=max(keys, default=0),
+            max_k=max(lengths, default=0),
+            max_prefix=max(prefix_len, default=0),
         )
 
     @cached_property
@@ -98,6 +99,13 @@ class Sequences:
     def prefixes(self) -> list[tuple[int, int]]:
         """(length, start in the pack or -1) of each prefix, as Python ints."""
         return list(zip(self.prefix_len.tolist(), self.prefix_start.tolist(), strict=True))
+
+    def owner(self, tokens: int) -> Tensor:
+        """The sequence of each of T tokens, int32 [T], for those behind the last one S; listed once a step, on the device."""
+        if "owner" not in self.work:
+            token = torch.arange(tokens, dtype=torch.int32, device=self.cu_q.device)
+            self.work["owner"] = torch.searchsorted(self.cu_q[1:], token, right=True, out_int32=True)
+        return self.work["owner"]
 
     @cached_property
     def work(self) -> dict:

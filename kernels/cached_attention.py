@@ -1,14 +1,16 @@
 """Attention of a few new tokens per sequence over a paged cache, in Triton. The reference is `harkd.kernels.attention`.
 
 New token t of a sequence sees the keys i <= prefix + past + t of one row: its shared prefix, then its own tokens, the new ones last. Each
-of the two lies in its pages: token j on page `table[j // P]`, place `j % P`. The row is cut into splits of a fixed size, each gives a
-softmax of its own, and a second kernel joins them (arXiv 2205.14135, flash decoding):
+of the two lies in its pages: token j on page `table[j // P]`, place `j % P`, and is cut into splits of a fixed size. Each split gives a
+softmax of its own, and a last kernel joins them (arXiv 2205.14135, flash decoding):
 
     lse_c = log2 sum_{i in c} 2^S_i     out_c = sum_{i in c} 2^(S_i - lse_c) v_i     out = sum_c 2^(lse_c) out_c / sum_c 2^(lse_c)
 
-with S = q . k log2(e) / sqrt(D). The query heads of one key head, and the new tokens, are the rows of one tile. Sequences are served by
-classes, by their new tokens x heads of a group: up to 16 rows and up to 64 rows over splits, longer ones in tiles of 64 rows over all their
-keys at once. A sequence's class, splits and tiles depend on nothing but itself, and so does its result, to the bit.
+with S = q . k log2(e) / sqrt(D). Over own tokens the new tokens of one sequence, and the query heads of one key head, are the rows of a
+tile. Over a prefix the rows are those of all sequences that share it, so that its keys are read once for many (arXiv 2402.05099).
+Sequences are served by classes, by their new tokens x heads of a group: up to 16 rows and up to 64 rows over splits, longer ones in tiles
+of 64 rows over all their keys at once. A sequence's class, splits and tiles depend on nothing but itself, nor does a row of a tile on the
+others; so its result is the same, to the bit, in any company.
 
 Shapes: q [T, H, D]; cache [pages, P, K, D]. Places in the cache are int64.
 """
@@ -56,28 +58,85 @@ def _sequence(s, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr):
 
 
 @triton.jit
-def _slots(
-    i, stop, s, prefix, length, prefix_start_ptr, block_table_ptr, prefix_table_ptr, slots_ptr, block_width, prefix_width, P: tl.constexpr
-):  # fmt: skip
-    """Where the keys i < stop of sequence s lie in the cache, in int64; a prefix of the same pack lies where it was just stored."""
-    shared = i < length
-    place = tl.where(shared, i, i - length)
-    own_page = tl.load(block_table_ptr + s.to(tl.int64) * block_width + place // P, mask=(i < stop) & (i >= length), other=0)
+def _own_slots(place, there, s, block_table_ptr, block_width, P: tl.constexpr):
+    """Where own tokens of sequence s lie in the cache, in int64."""
+    page = tl.load(block_table_ptr + s.to(tl.int64) * block_width + place // P, mask=there, other=0)
+    return page.to(tl.int64) * P + place % P
+
+
+@triton.jit
+def _prefix_slots(i, there, prefix, prefix_start_ptr, prefix_table_ptr, slots_ptr, prefix_width, P: tl.constexpr):
+    """Where tokens of a prefix lie in the cache, in int64; one of the same pack lies where it was just stored."""
     start = tl.load(prefix_start_ptr + prefix, mask=prefix >= 0, other=-1)
-    prefix_page = tl.load(prefix_table_ptr + prefix.to(tl.int64) * prefix_width + place // P, mask=shared & (start < 0), other=0)
-    slot = tl.where(shared, prefix_page, own_page).to(tl.int64) * P + place % P
-    packed = shared & (start >= 0)
-    return tl.where(packed, tl.load(slots_ptr + start + i, mask=packed, other=0), slot)
+    page = tl.load(prefix_table_ptr + prefix.to(tl.int64) * prefix_width + i // P, mask=there & (start < 0), other=0)
+    packed = there & (start >= 0)
+    return tl.where(packed, tl.load(slots_ptr + start + i, mask=packed, other=0), page.to(tl.int64) * P + i % P)
+
+
+@triton.jit
+def _take(q, slot, there, visible, keys_ptr, values_ptr, kv_head, scale, top, total, out, KV: tl.constexpr, D: tl.constexpr):
+    """The running softmax of M rows after N more keys: largest score, sum, and weighted values."""
+    at = ((slot * KV + kv_head) * D)[:, None] + tl.arange(0, D)[None, :]
+    k = tl.load(keys_ptr + at, mask=there[:, None], other=0.0)
+    v = tl.load(values_ptr + at, mask=there[:, None], other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision=EXACT) * scale  # [M, N]
+    scores = tl.where(visible, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    seen = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row may see nothing of this split: it is not read then, but no NaN
+    weights = tl.exp2(scores - seen[:, None])
+    shrink = tl.exp2(top - seen)
+    total = total * shrink + tl.sum(weights, 1)
+    return new_top, total, out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=EXACT)
+
+
+@triton.jit
+def _keep(out_ptr, lse_ptr, at, real, top, total, out, D: tl.constexpr):
+    """Write rows of one split, out_c and lse_c, to places `at` of [splits, T, H]."""
+    total = tl.where(total > 0, total, 1.0)
+    tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
+    tl.store(out_ptr + at[:, None] * D + tl.arange(0, D)[None, :], out / total[:, None], mask=real[:, None])
+
+
+@triton.jit
+def _attend_prefix(
+    q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, owner_ptr, cu_q_ptr, prefix_of_ptr, prefix_len_ptr,
+    prefix_start_ptr, prefix_table_ptr, slots_ptr, prefix_width, q_token, q_head, scale, most, count, tokens,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """One split of the prefixes that a tile of rows sees, one prefix after the other: every row sees all of its own."""
+    rows, kv_head, split = tl.program_id(0) * M + tl.arange(0, M), tl.program_id(1), tl.program_id(2)
+    token, head = rows // GROUP, kv_head * GROUP + rows % GROUP
+    s = tl.load(owner_ptr + token, mask=token < tokens, other=count)
+    new = tl.load(cu_q_ptr + s + 1, mask=s < count, other=0) - tl.load(cu_q_ptr + s, mask=s < count, other=0)
+    mine = tl.load(prefix_of_ptr + s, mask=(s < count) & (new <= most), other=-1)  # [M]
+    none = 1 << 30  # behind every prefix
+    prefix = tl.min(tl.where(mine >= 0, mine, none))
+    while prefix < none:
+        first, length = split * SPLIT, tl.load(prefix_len_ptr + prefix)
+        if first < length:
+            stop = tl.minimum(length, first + SPLIT)
+            at = token.to(tl.int64) * q_token + head * q_head
+            q = tl.load(q_ptr + at[:, None] + tl.arange(0, D)[None, :], mask=(token < tokens)[:, None], other=0.0)
+            top, total, out = tl.full([M], float("-inf"), tl.float32), tl.full([M], 0.0, tl.float32), tl.full([M, D], 0.0, tl.float32)
+            for key in range(first, stop, N):
+                i = key + tl.arange(0, N)
+                slot = _prefix_slots(i, i < stop, prefix, prefix_start_ptr, prefix_table_ptr, slots_ptr, prefix_width, P)
+                visible = (i < stop)[None, :]
+                top, total, out = _take(
+                    q, slot, i < stop, visible, keys_ptr, values_ptr, kv_head, scale, top, total, out, HEADS // GROUP, D
+                )  # fmt: skip
+            _keep(out_ptr, lse_ptr, (split * tokens + token).to(tl.int64) * HEADS + head, mine == prefix, top, total, out, D)
+        prefix = tl.min(tl.where(mine > prefix, mine, none))
 
 
 @triton.jit
 def _attend(
     q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr,
     prefix_start_ptr, block_table_ptr, prefix_table_ptr, slots_ptr, block_width, prefix_width,
-    q_token, q_head, scale, least, most, tiles, room,
+    q_token, q_head, scale, least, most, tiles, behind, tokens,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """One tile of rows over one split of its keys: out_c and lse_c in float32; without splits the output itself."""
+    """One tile of rows over one split of its own keys: out_c and lse_c; without splits over all its keys, and the output itself."""
     s, tile, kv_head, split = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1), tl.program_id(2)
     begin, new, prefix, length, before = _sequence(s, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr)
     if (new < least) | (new > most) | (tile * M >= new * GROUP):
@@ -87,58 +146,52 @@ def _attend(
     token = tl.minimum(rows, new * GROUP - 1) // GROUP  # rows behind the last repeat the last token
     head = kv_head * GROUP + rows % GROUP
     stop = before + tl.minimum((tile * M + M - 1) // GROUP + 1, new)  # one behind the last key that any row sees
-    first = split * SPLIT
+    first = 0
+    if SPLIT:
+        first = length + split * SPLIT
+        stop = tl.minimum(stop, first + SPLIT)
     if first >= stop:
         return
-    if SPLIT:
-        stop = tl.minimum(stop, first + SPLIT)
-    dims = tl.arange(0, D)
-    q = tl.load(q_ptr + ((begin + token).to(tl.int64) * q_token + head * q_head)[:, None] + dims[None, :])
+    q = tl.load(q_ptr + ((begin + token).to(tl.int64) * q_token + head * q_head)[:, None] + tl.arange(0, D)[None, :])
     top, total, out = tl.full([M], float("-inf"), tl.float32), tl.full([M], 0.0, tl.float32), tl.full([M, D], 0.0, tl.float32)
     for key in range(first, stop, N):
         i = key + tl.arange(0, N)
-        slot = _slots(
-            i, stop, s, prefix, length, prefix_start_ptr, block_table_ptr, prefix_table_ptr, slots_ptr, block_width, prefix_width, P
-        )  # fmt: skip
-        at = ((slot * (HEADS // GROUP) + kv_head) * D)[:, None] + dims[None, :]
-        k = tl.load(keys_ptr + at, mask=(i < stop)[:, None], other=0.0)
-        v = tl.load(values_ptr + at, mask=(i < stop)[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=EXACT) * scale  # [M, N]
-        scores = tl.where((i < stop)[None, :] & (i[None, :] <= (before + token)[:, None]), scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        seen = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row may see nothing of this split: it is not read then, but no NaN
-        weights = tl.exp2(scores - seen[:, None])
-        shrink = tl.exp2(top - seen)
-        total = total * shrink + tl.sum(weights, 1)
-        out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=EXACT)
-        top = new_top
-    total = tl.where(total > 0, total, 1.0)
-    out = out / total[:, None]
+        slot = _own_slots(i - length, (i < stop) & (i >= length), s, block_table_ptr, block_width, P)
+        if not SPLIT:
+            shared = i < tl.minimum(length, stop)
+            slot = tl.where(shared, _prefix_slots(i, shared, prefix, prefix_start_ptr, prefix_table_ptr, slots_ptr, prefix_width, P), slot)
+        visible = (i < stop)[None, :] & (i[None, :] <= (before + token)[:, None])
+        top, total, out = _take(q, slot, i < stop, visible, keys_ptr, values_ptr, kv_head, scale, top, total, out, HEADS // GROUP, D)
     if SPLIT:
-        at = ((split * tl.num_programs(0) + s).to(tl.int64) * (HEADS // GROUP) + kv_head) * room + rows
-        tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
+        _keep(out_ptr, lse_ptr, ((behind + split) * tokens + begin + token).to(tl.int64) * HEADS + head, real, top, total, out, D)
     else:
         at = (begin + token).to(tl.int64) * HEADS + head
-    tl.store(out_ptr + at[:, None] * D + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=real[:, None])
+        out = out / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(out_ptr + at[:, None] * D + tl.arange(0, D)[None, :], out.to(out_ptr.dtype.element_ty), mask=real[:, None])
 
 
 @triton.jit
 def _join(
-    parts_ptr, lse_ptr, out_ptr, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr, least, most, room,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr, JOINED: tl.constexpr,
+    parts_ptr, lse_ptr, out_ptr, owner_ptr, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr, least, most, behind, count,
+    HEADS: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, JOINED: tl.constexpr,
 ):  # fmt: skip
-    """The output of one row: its splits, JOINED at a time, weighed by their log-sum-exp."""
-    s, row, kv_head = tl.program_id(0) // room, tl.program_id(0) % room, tl.program_id(1)
-    begin, new, prefix, length, before = _sequence(s, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr)
-    if (new < least) | (new > most) | (row >= new * GROUP):
+    """The output of one token and head: the splits of its prefix and its own, JOINED at a time, weighed by their log-sum-exp."""
+    token, head = tl.program_id(0), tl.program_id(1)
+    s = tl.load(owner_ptr + token)
+    if s >= count:
         return
-    last = before + row // GROUP
+    begin, new, prefix, length, before = _sequence(s, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr)
+    if (new < least) | (new > most):
+        return
+    shared = tl.cdiv(length, SHARED)
+    own = (before - length + token - begin) // SPLIT + 1
     dims = tl.arange(0, D)
     top, total, out = tl.full([1], float("-inf"), tl.float32), tl.full([1], 0.0, tl.float32), tl.full([D], 0.0, tl.float32)
-    for first in range(0, last // SPLIT + 1, JOINED):
-        splits = first + tl.arange(0, JOINED)
-        there = splits * SPLIT <= last
-        at = ((splits * (tl.num_programs(0) // room) + s).to(tl.int64) * (HEADS // GROUP) + kv_head) * room + row
+    for first in range(0, shared + own, JOINED):
+        c = first + tl.arange(0, JOINED)
+        there = c < shared + own
+        split = tl.where(c < shared, c, behind + c - shared)
+        at = (split.to(tl.int64) * tl.num_programs(0) + token) * HEADS + head
         lse = tl.load(lse_ptr + at, mask=there, other=float("-inf"))
         new_top = tl.maximum(top, tl.max(lse, 0))
         weights, shrink = tl.exp2(lse - new_top), tl.exp2(top - new_top)
@@ -146,8 +199,7 @@ def _join(
         total = total * shrink + tl.sum(weights, 0)
         out = out * shrink + tl.sum(part * weights[:, None], 0)
         top = new_top
-    at = (begin + row // GROUP).to(tl.int64) * HEADS + kv_head * GROUP + row % GROUP
-    tl.store(out_ptr + at * D + dims, (out / total).to(out_ptr.dtype.element_ty))
+    tl.store(out_ptr + (token.to(tl.int64) * HEADS + head) * D + dims, (out / total).to(out_ptr.dtype.element_ty))
 
 
 def _check(cache_layer: CacheLayer) -> None:
@@ -175,29 +227,40 @@ def cached_attention(q: Tensor, sequences: Sequences, cache_layer: CacheLayer) -
     Returns [T, H, D]; rows beyond the last sequence are left unwritten. Not differentiable. Raises ValueError for a cache that is not.
     """
     _check(cache_layer)
-    heads, (_, page, kv_heads, dim) = q.shape[1], cache_layer.keys.shape
+    (tokens, heads, dim), (_, page, kv_heads, _) = q.shape, cache_layer.keys.shape
     q = q if q.stride(2) == 1 else q.contiguous()
-    out, group, least = torch.empty(q.shape, dtype=q.dtype, device=q.device), heads // kv_heads, 1
+    out, group, count = torch.empty(q.shape, dtype=q.dtype, device=q.device), heads // kv_heads, len(sequences.past)
     prefix_table = sequences.block_table if sequences.prefix_table is None else sequences.prefix_table
     whose = sequences.cu_q, sequences.past, sequences.prefix_of, sequences.prefix_len
-    where = sequences.prefix_start, sequences.block_table, prefix_table, sequences.slots
-    count, scale = len(sequences.past), dim**-0.5 * log2(e)
-    for rows in CLASSES:
-        most = min(rows // group if rows else sequences.max_q, sequences.max_q)
-        if most < least or not count:
-            continue
-        tile = tile_for("cached", rows, gpu_family(q.device))
-        tiles = 1 if rows else triton.cdiv(most * group, tile.m)
-        splits, room = (triton.cdiv(sequences.max_k, tile.k), most * group) if rows else (1, 0)
-        lse = torch.empty(splits, count, kv_heads, room, dtype=torch.float32, device=q.device)
-        parts = torch.empty(*lse.shape, dim, dtype=torch.float32, device=q.device)
-        sizes = dict(HEADS=heads, GROUP=group, D=dim, SPLIT=tile.k)
-        _attend[count * tiles, kv_heads, splits](
-            q, *cache_layer, parts if rows else out, lse, *whose, *where, sequences.block_table.shape[1], prefix_table.shape[1],
-            *q.stride()[:2], scale, least, most, tiles, room,
-            **sizes, P=page, M=tile.m, N=tile.n, num_warps=tile.warps, num_stages=tile.stages,
+    widths, strides, scale = (sequences.block_table.shape[1], prefix_table.shape[1]), q.stride()[:2], dim**-0.5 * log2(e)
+    classes = [(tile_for("cached", rows, gpu_family(q.device)), rows // group if rows else sequences.max_q) for rows in CLASSES]
+    shared, longest = tile_for("cached_prefix", 0, gpu_family(q.device)), min(CLASSES[1] // group, sequences.max_q)
+    behind = triton.cdiv(sequences.max_prefix, shared.k)  # splits of prefixes come first
+    splits = max([triton.cdiv(sequences.max_k, tile.k) for tile, _ in classes if tile.k])
+    lse = torch.empty(behind + splits, tokens if longest else 0, heads, dtype=torch.float32, device=q.device)
+    parts = torch.empty(*lse.shape, dim, dtype=torch.float32, device=q.device)
+    sizes = dict(HEADS=heads, GROUP=group, D=dim, P=page)
+    owner = sequences.owner(tokens)
+    if tokens and count and longest and behind:
+        _attend_prefix[triton.cdiv(tokens * group, shared.m), kv_heads, behind](
+            q, *cache_layer, parts, lse, owner, sequences.cu_q, *whose[2:], sequences.prefix_start, prefix_table, sequences.slots,
+            widths[1], *strides, scale, longest, count, tokens,
+            **sizes, M=shared.m, N=shared.n, SPLIT=shared.k, num_warps=shared.warps, num_stages=shared.stages,
         )  # fmt: skip
-        if rows:
-            _join[count * room, kv_heads](parts, lse, out, *whose, least, most, room, **sizes, JOINED=JOINED)
+    least = 1
+    for tile, most in classes:
+        most = min(most, sequences.max_q)
+        if most < least or not count or not tokens:
+            continue
+        tiles = 1 if tile.k else triton.cdiv(most * group, tile.m)
+        _attend[count * tiles, kv_heads, triton.cdiv(sequences.max_k, tile.k) if tile.k else 1](
+            q, *cache_layer, parts if tile.k else out, lse, *whose, sequences.prefix_start, sequences.block_table, prefix_table,
+            sequences.slots, *widths, *strides, scale, least, most, tiles, behind, tokens,
+            **sizes, M=tile.m, N=tile.n, SPLIT=tile.k, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        if tile.k:
+            _join[tokens, heads](
+                parts, lse, out, owner, *whose, least, most, behind, count, HEADS=heads, D=dim, SHARED=shared.k, SPLIT=tile.k, JOINED=JOINED
+            )  # fmt: skip
         least = most + 1
     return out

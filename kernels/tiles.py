@@ -44,6 +44,8 @@ TILES: dict[tuple[str, int, str], Tile] = {
     ("cached", 64, "gfx942"): Tile(m=64, n=32, k=512, stages=1),
     ("cached", 0, ANY): Tile(m=64, n=32),
     ("cached", 0, "sm90"): Tile(m=64, n=64),
+    ("cached_prefix", 0, ANY): Tile(m=64, n=32, k=256, warps=8),
+    ("cached_prefix", 0, "sm90"): Tile(m=64, n=64, k=256, warps=8),
     # size: the rank, padded; m rows and n columns of dy
     ("lora_backward", 0, ANY): Tile(m=256, n=64),
     ("lora_backward", 32, ANY): Tile(m=128, n=64),

@@ -95,6 +95,7 @@ def cached_plan(case: Case, k, v, page: int, seed: int):
         prefix_start=ints([-1 if s < 0 else case.starts[s] for _, s in case.prefixes]),
         max_q=max(new for new, _, _ in case.sequences),
         max_k=4096,
+        max_prefix=4096,
         block_table=padded[:count],
         prefix_table=padded[count:],
         slots=torch.tensor([table[i // page] * page + i % page for table, i in places], dtype=torch.int64),
@@ -295,6 +296,6 @@ def test_grouped_attention_is_as_exact_as_eager(dtype, new):
 def test_the_plan_of_a_pack():
     sequences = Sequences.packed([7, 4, 0, 9], [-1, 0, -1, 0], [7], [0])
     assert sequences.cu_q.tolist() == [0, 7, 11, 11, 20] and sequences.past.tolist() == [0, 0, 0, 0]
-    assert (sequences.max_q, sequences.max_k) == (9, 16)
+    assert (sequences.max_q, sequences.max_k, sequences.max_prefix) == (9, 9, 7)
     for name in ("cu_q", "past", "prefix_of", "prefix_len", "prefix_start"):
         assert getattr(sequences, name).dtype == torch.int32

@@ -23,12 +23,14 @@ def small(monkeypatch):
     """Tiles and splits so small that a short sequence has many of them."""
     for rows, tile in zip(CLASSES, (Tile(m=16, n=16, k=32), Tile(m=64, n=16, k=48), Tile(m=32, n=32)), strict=True):
         monkeypatch.setitem(TILES, ("cached", rows, ANY), tile)
+    monkeypatch.setitem(TILES, ("cached_prefix", 0, ANY), Tile(m=16, n=16, k=32))
 
 
 def exact_plan(batch, k, v, page, seed=0):
     """The plan and the cache, with the number of keys as the generator gives it."""
     sequences, layer = cached_plan(batch, k, v, page, seed)
-    return replace(sequences, max_k=max(new + past + (batch.prefixes[g][0] if g >= 0 else 0) for new, past, g in batch.sequences)), layer
+    most = max((length for length, _ in batch.prefixes), default=0)
+    return replace(sequences, max_k=max(new + past for new, past, _ in batch.sequences), max_prefix=most), layer
 
 
 def check(batch, heads, kv_heads, dim, dtype, page):
@@ -48,8 +50,9 @@ def check(batch, heads, kv_heads, dim, dtype, page):
         (MIXED, 2, 1, torch.float32, 4),
         (MIXED, 3, 1, torch.float16, 32),
         (CACHED["decode"], 20, 1, torch.float32, 4),  # more heads in a group than the smallest class has rows
+        (Batch([(5, 30, 0), (3, 1, 0)], [(32, -1)]), 2, 1, torch.float32, 4),  # new tokens in two splits, a prefix that fills one
     ],
-    ids=["mixed", "mixed in half precision", "one key head"],
+    ids=["mixed", "mixed in half precision", "one key head", "from split to split"],
 )
 def test_many_splits(batch, heads, kv_heads, dtype, page, small):
     check(batch, heads, kv_heads, 16, dtype, page)
@@ -93,6 +96,7 @@ def test_a_result_does_not_depend_on_its_batch(alone, small):
     own = replace(
         sequences, cu_q=one, past=sequences.past[alone:][:1], prefix_of=sequences.prefix_of[alone:][:1], slots=sequences.slots[rows],
         block_table=sequences.block_table[alone:][:1], max_q=rows.stop - rows.start + 3, max_k=sequences.max_k + 100,
+        max_prefix=sequences.max_prefix + 100,
     )  # fmt: skip
     by_itself = cached_attention(q[rows], own, layer)
     assert torch.equal(by_itself, together[rows]) and by_itself.any()
@@ -111,7 +115,7 @@ def test_nothing_is_asked_of_the_host():
     q, k, v = draw(batch, 2, 1, 16, dtype=torch.float32)
     sequences, layer = exact_plan(batch, k, v, 4)
     attention(q, k[: len(q)], v[: len(q)], sequences, layer, "triton")
-    assert not {"spans", "tables", "prefixes", "work"} & set(vars(sequences))
+    assert not {"spans", "tables", "prefixes"} & set(vars(sequences))
 
 
 def test_store_writes_its_slots_and_no_others():
@@ -154,27 +158,31 @@ def test_padding_only():
     assert attention(q, q[:, :1], q[:, :1], empty, layer, "triton").shape == (0, 2, 16)
 
 
-def case(rows, dim, gpu, targets):
-    tile = tile_for("cached", rows, gpu)
-    integers = "cu_q past prefix_of prefix_len prefix_start block_table prefix_table"
+def case(kernel, rows, dim, gpu, targets):
+    """`_attend` of a class, or `_attend_prefix`."""
+    tile = tile_for(kernel, rows, gpu)
+    integers, numbers = "cu_q prefix_of prefix_len prefix_start prefix_table", "prefix_width most tokens"
+    integers += " owner" if kernel == "cached_prefix" else " past block_table"
+    numbers += " count" if kernel == "cached_prefix" else " block_width least tiles behind"
     signature = {f"{name}_ptr": "*bf16" for name in ("q", "keys", "values")} | {f"{name}_ptr": "*i32" for name in integers.split()}
-    signature |= {"out_ptr": "*fp32" if rows else "*bf16", "lse_ptr": "*fp32", "slots_ptr": "*i64", "scale": "fp32"}
-    numbers = "block_width prefix_width least most tiles room"
+    signature |= {"out_ptr": "*fp32" if tile.k else "*bf16", "lse_ptr": "*fp32", "slots_ptr": "*i64", "scale": "fp32"}
     signature |= {"q_token": "i32:16", "q_head": "i32:16"} | {name: "i32" for name in numbers.split()}
     constants = {"HEADS": 16, "GROUP": 2, "D": dim, "P": 32, "M": tile.m, "N": tile.n, "SPLIT": tile.k}
     matrix = rows != 16  # 16 rows are too few for wgmma
-    return Case("harkd.kernels.cached_attention:_attend", signature, constants, tile.warps, tile.stages, matrix, targets)
+    name = "_attend_prefix" if kernel == "cached_prefix" else "_attend"
+    return Case(f"harkd.kernels.cached_attention:{name}", signature, constants, tile.warps, tile.stages, matrix, targets, wide=2)
 
 
 @each_target
 def test_kernels_compile(target):
     families = {"sm_80": ANY, "sm_90": "sm90", "sm_100": ANY, "gfx942": "gfx942"}
     assert set(families) == set(TARGETS)
-    cases = [case(rows, dim, families[target], (target,)) for rows in CLASSES for dim in (64, 128)]
-    integers = {f"{name}_ptr": "*i32" for name in "cu_q past prefix_of prefix_len".split()}
-    integers |= {name: "i32" for name in "least most room".split()}
+    kinds = [("cached", rows) for rows in CLASSES] + [("cached_prefix", 0)]
+    cases = [case(*kind, dim, families[target], (target,)) for kind in kinds for dim in (64, 128)]
+    integers = {f"{name}_ptr": "*i32" for name in "owner cu_q past prefix_of prefix_len".split()}
+    integers |= {name: "i32" for name in "least most behind count".split()}
     floats = {"parts_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16"}
-    sizes = {"HEADS": 16, "GROUP": 2, "D": 128, "SPLIT": 256, "JOINED": JOINED}
+    sizes = {"HEADS": 16, "D": 128, "SHARED": 256, "SPLIT": 256, "JOINED": JOINED}
     cases.append(Case("harkd.kernels.cached_attention:_join", floats | integers, sizes))
     cache = {f"{name}_ptr": "*bf16" for name in "k v keys values".split()} | {"slots_ptr": "*i64"}
     strides = {name: "i32:16" for name in "k_token k_head v_token v_head".split()}

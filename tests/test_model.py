@@ -151,7 +151,7 @@ def cached_logits(model, ids, stretches):
         places = range(past, past + new)
         ints = [torch.tensor(x, dtype=torch.int32) for x in ([0, new], [past], [-1], [], [], [table])]
         slots = torch.tensor([cache.slot(table, i) for i in places])
-        sequences = Sequences(*ints[:5], new, past + new, block_table=ints[5], slots=slots)
+        sequences = Sequences(*ints[:5], new, past + new, 0, block_table=ints[5], slots=slots)
         with torch.no_grad():
             out.append(model.head(model.hidden(ids[past : past + new], torch.tensor(places), sequences, cache)))
         past += new

@@ -65,6 +65,9 @@ def checks(setting: Setting) -> Iterator[Check]:
         plan, layer = cached_plan(setting, setting.batches[-2], setting.keys[1], kv_heads)
         inputs = [*setting.queries(len(plan.past), heads, kv_heads), *layer]
         yield Check(f"cached attention, {heads}/{kv_heads}", partial(_cached, plan), inputs, 0)
+        plan, layer = cached_plan(setting, setting.batches[-2], setting.keys[0], kv_heads, setting.shared[0])
+        inputs = [*setting.queries(len(plan.past), heads, kv_heads), *layer]
+        yield Check(f"cached attention, many behind a prefix, {heads}/{kv_heads}", partial(_cached, plan), inputs, 0)
         for small in dict.fromkeys((setting, replace(setting, dim=setting.dim // 2))):
             plan, layer = mixed_plan(small, kv_heads)
             inputs = [*small.queries(sum(setting.new), heads, kv_heads), *layer]
@@ -104,7 +107,7 @@ def _either_loss(targets: Tensor, backend: str, hidden: Tensor, head: Tensor) ->
 
 def benches(setting: Setting) -> Iterator[Bench]:
     """All measurements, what matters most first; last what may not be captured in a graph (Liger's loss waits for the device)."""
-    for part in (packed_benches, cached_benches, lora_benches, element_benches, loss_benches):
+    for part in (packed_benches, cached_benches, prefix_benches, lora_benches, element_benches, loss_benches):
         yield from part(setting)
 
 
@@ -156,6 +159,20 @@ def cached_benches(setting: Setting) -> Iterator[Bench]:
                     bytes=size,
                     targets={alike: 1.0, grouped: 1.0} | ({"limit": 0.8} if size > 256e6 else {}),
                 )
+
+
+def prefix_benches(setting: Setting) -> Iterator[Bench]:
+    """Many sequences behind one prefix, beside as many that hold the same keys each for itself."""
+    prefix, batch, own, apart = setting.shared[0], setting.batches[-1], setting.keys[0], "a prefix for each sequence"
+    for heads, kv_heads in setting.heads:
+        inputs = setting.queries(batch, heads, kv_heads)
+        yield Bench(
+            f"cached attention, {heads}/{kv_heads}, batch {batch}, {own} keys behind {prefix} shared ones",
+            {"": forward(attention, *inputs, *cached_plan(setting, batch, own, kv_heads, prefix), "triton")},
+            {apart: forward(attention, *inputs, *cached_plan(setting, batch, prefix + own, kv_heads), "triton")},
+            bytes=2 * (prefix + batch * own) * kv_heads * setting.dim * setting.dtype.itemsize,
+            targets={apart: 1.3, "limit": 0.6},
+        )
 
 
 def lora_benches(setting: Setting) -> Iterator[Bench]:

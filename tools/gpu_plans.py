@@ -56,15 +56,16 @@ def packed_plans(setting: Setting) -> dict[str, Sequences]:
     }
 
 
-def cached_plan(setting: Setting, batch: int, keys: int, kv_heads: int) -> tuple[Sequences, CacheLayer]:
-    """One new token behind keys - 1 others in each of `batch` sequences, on scattered pages."""
-    pages = -(-keys // setting.page)
-    table = torch.randperm(batch * pages, device=setting.device).view(batch, pages).int()
+def cached_plan(setting: Setting, batch: int, keys: int, kv_heads: int, prefix: int = 0) -> tuple[Sequences, CacheLayer]:
+    """One new token behind keys - 1 others in each of `batch` sequences, on scattered pages, and behind a prefix that they share."""
+    pages, shared = -(-keys // setting.page), -(-prefix // setting.page)
+    places = torch.randperm(batch * pages + shared, device=setting.device).int()
+    table, behind = places[shared:].view(batch, pages), places[:shared].view(min(prefix, 1), shared)
     ints = partial(torch.tensor, dtype=torch.int32, device=setting.device)
     slots = table[:, (keys - 1) // setting.page].long() * setting.page + (keys - 1) % setting.page
-    starts, past, nobody = ints(range(batch + 1)), ints([keys - 1] * batch), ints([-1] * batch)
-    layer = CacheLayer(*(setting.draw(batch * pages, setting.page, kv_heads, setting.dim) for _ in range(2)))
-    return Sequences(starts, past, nobody, ints([]), ints([]), 1, keys, table, None, slots), layer
+    whose = ints([0 if prefix else -1] * batch), ints([prefix] * len(behind)), ints([-1] * len(behind))
+    layer = CacheLayer(*(setting.draw(len(places), setting.page, kv_heads, setting.dim) for _ in range(2)))
+    return Sequences(ints(range(batch + 1)), ints([keys - 1] * batch), *whose, 1, keys, prefix, table, behind, slots), layer
 
 
 def mixed_plan(setting: Setting, kv_heads: int) -> tuple[Sequences, CacheLayer]:
@@ -81,4 +82,4 @@ def mixed_plan(setting: Setting, kv_heads: int) -> tuple[Sequences, CacheLayer]:
     starts = ints([sum(new[:i]) for i in range(len(new) + 1)])
     layer = CacheLayer(*(setting.draw(sum(counts), page, kv_heads, setting.dim) for _ in range(2)))
     whose = starts, ints([past] * len(new)), ints([0] * len(new)), ints([prefix]), ints([-1])
-    return Sequences(*whose, max(new), prefix + past + max(new), tables[1:], tables[:1], slots), layer
+    return Sequences(*whose, max(new), past + max(new), prefix, tables[1:], tables[:1], slots), layer

@@ -6,9 +6,9 @@ A step needs only what the step before has drawn, which stays on the device:
     token, logprob = sample(head(hidden(token)), uniform(key, written))
     past += 1,  written += 1,  position += 1
 
-On a GPU such a step is captured once in a CUDA graph, of few sizes: sequences and keys are rounded up to powers of two, and rows behind the
-last sequence are empty. So a step is one launch instead of some hundred. Tokens are those of single steps, since a token's noise is a
-function of its address (sampler.py); what was drawn behind the end of a text is thrown away, fewer tokens than a burst has.
+On a GPU such a step is captured once in a CUDA graph, of few sizes: numbers of sequences and keys are rounded up to powers of two, and rows
+behind the last sequence are empty. So a step is one launch instead of some hundred. Tokens are those of single steps, since a token's noise
+is a function of its address (sampler.py); what was drawn behind the end of a text is thrown away, fewer tokens than a burst has.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from harkd.sampling.request import Sampling
 from harkd.sampling.sampler import sample, uniform
 from harkd.sampling.sequence import Sequence, pack
 
-LEAST_KEYS = 1024  # for which a graph is made
+LEAST_KEYS = 1024  # of a prefix, and own ones, for which a graph is made
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Burst:
 
     def __init__(self, model: Qwen3, cache: Cache, vocab_size: int) -> None:
         self.model, self.cache, self.vocab_size = model, cache, vocab_size
-        self.graphs: dict[tuple[int, int, int, Sampling], tuple[Board, Callable[[], None]]] | None = {} if _capturable(model) else None
+        self.graphs: dict[tuple[int | Sampling, ...], tuple[Board, Callable[[], None]]] | None = {} if _capturable(model) else None
 
     @torch.inference_mode()
     def write(self, sequences: list[Sequence], sampling: Sampling, steps: int) -> list[list[tuple[int, float]]]:
@@ -108,12 +108,12 @@ class Burst:
 
     def _graph(self, board: Board, sampling: Sampling) -> tuple[Board, Callable[[], None]]:
         """A graph for steps of so many sequences, keys and tokens, and its own board, on which these sequences stand now."""
-        rows, keys = _rounded(len(board.token)), _rounded(max(board.plan.max_k, LEAST_KEYS))
-        steps = board.drawn.shape[1]
-        if (rows, keys, steps, sampling) not in self.graphs:
-            own = _empty(board, rows, keys, -(-keys // self.cache.page_size))
-            self.graphs[rows, keys, steps, sampling] = own, captured(partial(self._advance, own, sampling))
-        own, advance = self.graphs[rows, keys, steps, sampling]
+        sizes = len(board.token), max(board.plan.max_k, LEAST_KEYS), max(board.plan.max_prefix, LEAST_KEYS)
+        kind = *map(_rounded, sizes), board.drawn.shape[1], sampling
+        if kind not in self.graphs:
+            own = _empty(board, *kind[:3], self.cache.page_size)
+            self.graphs[kind] = own, captured(partial(self._advance, own, sampling))
+        own, advance = self.graphs[kind]
         for mine, given in zip(_tensors(own), _tensors(board), strict=True):
             common = tuple(map(slice, map(min, mine.shape, given.shape)))  # pages of tokens far ahead have no column
             mine.zero_()[common] = given[common]
@@ -158,7 +158,7 @@ def _tensors(board: Board) -> list[Tensor]:
     return [part for part in parts if isinstance(part, Tensor)]
 
 
-def _empty(board: Board, rows: int, keys: int, pages: int) -> Board:
+def _empty(board: Board, rows: int, keys: int, prefix: int, page: int) -> Board:
     """A board for as many rows, without a sequence on it: nothing is stored in a step on it, and nothing read."""
 
     def larger(part: Tensor, *shape: int) -> Tensor:
@@ -166,8 +166,8 @@ def _empty(board: Board, rows: int, keys: int, pages: int) -> Board:
 
     plan = {one.name: getattr(board.plan, one.name) for one in fields(board.plan)}
     plan = {name: larger(part, rows) for name, part in plan.items() if isinstance(part, Tensor)}
-    for name in ("block_table", "prefix_table"):
-        plan[name] = larger(board.plan.block_table, rows, pages)
-    own = Sequences(**plan | {"cu_q": larger(board.plan.cu_q, rows + 1), "slots": None, "max_q": 1, "max_k": keys})
+    for name, tokens in (("block_table", keys), ("prefix_table", prefix)):
+        plan[name] = larger(board.plan.block_table, rows, -(-tokens // page))
+    plan |= {"cu_q": larger(board.plan.cu_q, rows + 1), "slots": None, "max_q": 1, "max_k": keys, "max_prefix": prefix}
     parts = {one.name: getattr(board, one.name) for one in fields(board) if one.name not in ("plan", "step")}
-    return Board(**{name: larger(part, rows) for name, part in parts.items()}, step=board.step.clone(), plan=own)
+    return Board(**{name: larger(part, rows) for name, part in parts.items()}, step=board.step.clone(), plan=Sequences(**plan))
