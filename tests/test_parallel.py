@@ -30,11 +30,16 @@ class Part(World):
     table: list = field(default_factory=list)
 
     def add(self, tensor):
+        if self.size == 1:
+            return tensor
         self.table[self.rank] = tensor.clone()
         self.meeting.wait(60)
         total = sum(self.table)
         self.meeting.wait(60)
         return tensor.copy_(total)
+
+    def first(self, tensor):
+        return self.add(tensor if self.rank == 0 else torch.zeros_like(tensor))
 
 
 def together(size, work):
@@ -131,13 +136,48 @@ def test_the_first_draws_for_all_and_no_memory_ends_all(endless, monkeypatch):
 
     class Pair(World):
         def sum(self, values):
-            return [values[0], 9]  # the other has nine pages
+            return [values[0], 9] if len(values) == 2 else values  # the other has nine pages
 
     monkeypatch.setattr(endless.model, "group", Pair(0, 2))
     assert len(Generator(endless.model, endless.tokenizer, cache_tokens=4096).cache.free) == 9
-    monkeypatch.setattr(endless.model, "hidden", lambda *parts: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    g = Generator(endless.model, endless.tokenizer)
+    monkeypatch.setattr(endless.model, "hidden", short_of_memory(endless.model.hidden, 30))  # what was found at the start is no more
     with pytest.raises(UserError, match="no memory for a step of .* tokens in one of the processes: lower --cache-tokens"):
-        list(Generator(endless.model, endless.tokenizer).generate([request("a", "x")]))
+        list(g.generate([request("a", "x" * 40)]))
+
+
+def short_of_memory(hidden, most):
+    def run(ids, *rest):
+        if len(ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return hidden(ids, *rest)
+
+    return run
+
+
+def test_where_one_process_finds_no_memory_all_take_smaller_steps(endless, tmp_path):
+    """The second finds none for more than thirty tokens: both lower their steps at once, and write what one process writes."""
+    save_model(endless.model, tmp_path)
+    requests = [request(str(n), "fridge opened " * n) for n in range(5)]
+    expected = {c.request.window: c.ids for c in Generator(endless.model, endless.tokenizer, cache_tokens=4096).generate(requests)}
+
+    def work(part, most=30):
+        model, sizes = load_model(tmp_path, "cpu", group=part), []
+        if part.rank == 1:
+            model.hidden = short_of_memory(model.hidden, most)
+        g = Generator(model, endless.tokenizer, batch=4, cache_tokens=4096, step_tokens=100)
+        hidden = model.hidden
+        model.hidden = lambda ids, *rest: sizes.append(len(ids)) or hidden(ids, *rest)
+        return {c.request.window: c.ids for c in g.generate(requests)}, g.step_tokens, max(sizes), model.group is part
+
+    assert together(2, work) == [(expected, 25, 25, True)] * 2
+
+    def none_at_all(part):
+        with pytest.raises(UserError, match="no memory for a step of a single token: lower --cache-tokens"):
+            work(part, 0)
+        return True
+
+    assert together(2, none_at_all) == [True] * 2
 
 
 def start(size, *argv):

@@ -27,6 +27,7 @@ from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import Tokenizer
 from harkd.sampling.burst import Burst, draw
 from harkd.sampling.intake import Intake
+from harkd.sampling.memory import halved, lacks_memory, rehearse
 from harkd.sampling.places import Places
 from harkd.sampling.request import BATCH, Request, Sampling
 from harkd.sampling.sampler import sample, uniform
@@ -80,6 +81,8 @@ class Generator:
         self.places = Places(self.cache, self.intake.prefixes)
         self.burst, self.ahead = Burst(model, self.cache, self.vocab_size), burst or (BURST if model.device.type == "cuda" else 1)
         self.lock = Lock()  # for callers in several threads, who take turns
+        if model.group.size > 1:
+            self.step_tokens = rehearse(model, self.cache, self.step_tokens, batch)
 
     @property
     def prefixes(self) -> dict[str, Run]:
@@ -210,14 +213,12 @@ class Generator:
             ready = {one: ready[one] + n for one, n in right.items() if n}
 
     def _spare_memory(self, error: RuntimeError, tokens: int) -> None:
-        """Halve the budget where a step of so many tokens found no memory; any other error is raised."""
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+        """Lower the budget where a step of so many tokens found no memory; any other error is raised."""
+        if not lacks_memory(error):
             raise error
         if self.model.group.size > 1:  # the others wait in the middle of this step
             raise UserError(f"there is no memory for a step of {tokens} tokens in one of the processes: lower --cache-tokens") from error
-        if tokens == 1:
-            raise UserError("there is no memory for a step of a single token: lower --cache-tokens") from error
-        self.step_tokens = tokens // 2
+        self.step_tokens = halved(tokens)
 
     def _judge(self, sequence: Sequence, hidden: Tensor) -> None:
         """Keep the logprobs of those given tokens that these rows, the next of the sequence, foretell."""
