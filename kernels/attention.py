@@ -101,11 +101,9 @@ class Sequences:
         return list(zip(self.prefix_len.tolist(), self.prefix_start.tolist(), strict=True))
 
     def owner(self, tokens: int) -> Tensor:
-        """The sequence of each of T tokens, int32 [T], for those behind the last one S; listed once a step, on the device."""
-        if "owner" not in self.work:
-            token = torch.arange(tokens, dtype=torch.int32, device=self.cu_q.device)
-            self.work["owner"] = torch.searchsorted(self.cu_q[1:], token, right=True, out_int32=True)
-        return self.work["owner"]
+        """The sequence of each of T tokens, int32 [T], for those behind the last one S."""
+        token = torch.arange(tokens, dtype=torch.int32, device=self.cu_q.device)
+        return torch.searchsorted(self.cu_q[1:], token, right=True, out_int32=True)
 
     @cached_property
     def work(self) -> dict:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from math import e, log2
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -91,7 +92,7 @@ def _take(q, slot, there, visible, keys_ptr, values_ptr, kv_head, scale, top, to
 
 @triton.jit
 def _keep(out_ptr, lse_ptr, at, real, top, total, out, D: tl.constexpr):
-    """Write rows of one split, out_c and lse_c, to places `at` of [splits, T, H]."""
+    """Write rows of one split, out_c and lse_c, to places `at` of [splits, rooms, H]."""
     total = tl.where(total > 0, total, 1.0)
     tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
     tl.store(out_ptr + at[:, None] * D + tl.arange(0, D)[None, :], out / total[:, None], mask=real[:, None])
@@ -99,16 +100,16 @@ def _keep(out_ptr, lse_ptr, at, real, top, total, out, D: tl.constexpr):
 
 @triton.jit
 def _attend_prefix(
-    q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, owner_ptr, cu_q_ptr, prefix_of_ptr, prefix_len_ptr,
-    prefix_start_ptr, prefix_table_ptr, slots_ptr, prefix_width, q_token, q_head, scale, most, count, tokens,
+    q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, owner_ptr, place_ptr, prefix_of_ptr, prefix_len_ptr,
+    prefix_start_ptr, prefix_table_ptr, slots_ptr, prefix_width, q_token, q_head, scale, tokens, rooms,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One split of the prefixes that a tile of rows sees, one prefix after the other: every row sees all of its own."""
     rows, kv_head, split = tl.program_id(0) * M + tl.arange(0, M), tl.program_id(1), tl.program_id(2)
     token, head = rows // GROUP, kv_head * GROUP + rows % GROUP
-    s = tl.load(owner_ptr + token, mask=token < tokens, other=count)
-    new = tl.load(cu_q_ptr + s + 1, mask=s < count, other=0) - tl.load(cu_q_ptr + s, mask=s < count, other=0)
-    mine = tl.load(prefix_of_ptr + s, mask=(s < count) & (new <= most), other=-1)  # [M]
+    place = tl.load(place_ptr + token, mask=token < tokens, other=-1)
+    s = tl.load(owner_ptr + token, mask=place >= 0, other=0)
+    mine = tl.load(prefix_of_ptr + s, mask=place >= 0, other=-1)  # [M]
     none = 1 << 30  # behind every prefix
     prefix = tl.min(tl.where(mine >= 0, mine, none))
     while prefix < none:
@@ -116,7 +117,7 @@ def _attend_prefix(
         if first < length:
             stop = tl.minimum(length, first + SPLIT)
             at = token.to(tl.int64) * q_token + head * q_head
-            q = tl.load(q_ptr + at[:, None] + tl.arange(0, D)[None, :], mask=(token < tokens)[:, None], other=0.0)
+            q = tl.load(q_ptr + at[:, None] + tl.arange(0, D)[None, :], mask=(place >= 0)[:, None], other=0.0)
             top, total, out = tl.full([M], float("-inf"), tl.float32), tl.full([M], 0.0, tl.float32), tl.full([M, D], 0.0, tl.float32)
             for key in range(first, stop, N):
                 i = key + tl.arange(0, N)
@@ -125,15 +126,15 @@ def _attend_prefix(
                 top, total, out = _take(
                     q, slot, i < stop, visible, keys_ptr, values_ptr, kv_head, scale, top, total, out, HEADS // GROUP, D
                 )  # fmt: skip
-            _keep(out_ptr, lse_ptr, (split * tokens + token).to(tl.int64) * HEADS + head, mine == prefix, top, total, out, D)
+            _keep(out_ptr, lse_ptr, (split * rooms + place).to(tl.int64) * HEADS + head, mine == prefix, top, total, out, D)
         prefix = tl.min(tl.where(mine > prefix, mine, none))
 
 
 @triton.jit
 def _attend(
-    q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr,
+    q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, place_ptr, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr,
     prefix_start_ptr, block_table_ptr, prefix_table_ptr, slots_ptr, block_width, prefix_width,
-    q_token, q_head, scale, least, most, tiles, behind, tokens,
+    q_token, q_head, scale, least, most, tiles, behind, rooms,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows over one split of its own keys: out_c and lse_c; without splits over all its keys, and the output itself."""
@@ -163,7 +164,8 @@ def _attend(
         visible = (i < stop)[None, :] & (i[None, :] <= (before + token)[:, None])
         top, total, out = _take(q, slot, i < stop, visible, keys_ptr, values_ptr, kv_head, scale, top, total, out, HEADS // GROUP, D)
     if SPLIT:
-        _keep(out_ptr, lse_ptr, ((behind + split) * tokens + begin + token).to(tl.int64) * HEADS + head, real, top, total, out, D)
+        place = tl.load(place_ptr + begin + token)
+        _keep(out_ptr, lse_ptr, ((behind + split) * rooms + place).to(tl.int64) * HEADS + head, real, top, total, out, D)
     else:
         at = (begin + token).to(tl.int64) * HEADS + head
         out = out / tl.where(total > 0, total, 1.0)[:, None]
@@ -172,14 +174,15 @@ def _attend(
 
 @triton.jit
 def _join(
-    parts_ptr, lse_ptr, out_ptr, owner_ptr, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr, least, most, behind, count,
+    parts_ptr, lse_ptr, out_ptr, owner_ptr, place_ptr, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr, least, most, behind, rooms,
     HEADS: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, JOINED: tl.constexpr,
 ):  # fmt: skip
     """The output of one token and head: the splits of its prefix and its own, JOINED at a time, weighed by their log-sum-exp."""
     token, head = tl.program_id(0), tl.program_id(1)
-    s = tl.load(owner_ptr + token)
-    if s >= count:
+    place = tl.load(place_ptr + token)
+    if place < 0:
         return
+    s = tl.load(owner_ptr + token)
     begin, new, prefix, length, before = _sequence(s, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr)
     if (new < least) | (new > most):
         return
@@ -191,7 +194,7 @@ def _join(
         c = first + tl.arange(0, JOINED)
         there = c < shared + own
         split = tl.where(c < shared, c, behind + c - shared)
-        at = (split.to(tl.int64) * tl.num_programs(0) + token) * HEADS + head
+        at = (split.to(tl.int64) * rooms + place) * HEADS + head
         lse = tl.load(lse_ptr + at, mask=there, other=float("-inf"))
         new_top = tl.maximum(top, tl.max(lse, 0))
         weights, shrink = tl.exp2(lse - new_top), tl.exp2(top - new_top)
@@ -220,6 +223,18 @@ def store(k: Tensor, v: Tensor, slots: Tensor, cache_layer: CacheLayer) -> None:
         _store[(tokens,)](k, v, *cache_layer, slots, *strides, K=heads, D=dim, BLOCK=triton.next_power_of_2(heads * dim))
 
 
+def _rooms(sequences: Sequences, tokens: int, longest: int) -> tuple[Tensor, Tensor]:
+    """The sequence of each of T tokens, and its number among those of sequences with up to `longest` new ones, else -1: int32 [T] each.
+
+    Listed once a step, on the device.
+    """
+    if "rooms" not in sequences.work:
+        owner = sequences.owner(tokens)
+        short = F.pad(sequences.cu_q.diff() <= longest, (0, 1))[owner.long()]
+        sequences.work["rooms"] = owner, (short.cumsum(0, dtype=torch.int32) - 1).masked_fill(~short, -1)
+    return sequences.work["rooms"]
+
+
 def cached_attention(q: Tensor, sequences: Sequences, cache_layer: CacheLayer) -> Tensor:
     """Attention of T packed new tokens, whose keys and values are in the cache already.
 
@@ -227,40 +242,43 @@ def cached_attention(q: Tensor, sequences: Sequences, cache_layer: CacheLayer) -
     Returns [T, H, D]; rows beyond the last sequence are left unwritten. Not differentiable. Raises ValueError for a cache that is not.
     """
     _check(cache_layer)
-    (tokens, heads, dim), (_, page, kv_heads, _) = q.shape, cache_layer.keys.shape
+    (tokens, heads, dim), (_, page, kv_heads, _), count = q.shape, cache_layer.keys.shape, len(sequences.past)
     q = q if q.stride(2) == 1 else q.contiguous()
-    out, group, count = torch.empty(q.shape, dtype=q.dtype, device=q.device), heads // kv_heads, len(sequences.past)
+    out, group, gpu = torch.empty(q.shape, dtype=q.dtype, device=q.device), heads // kv_heads, gpu_family(q.device)
+    if not tokens or not count:
+        return out
     prefix_table = sequences.block_table if sequences.prefix_table is None else sequences.prefix_table
     whose = sequences.cu_q, sequences.past, sequences.prefix_of, sequences.prefix_len
     widths, strides, scale = (sequences.block_table.shape[1], prefix_table.shape[1]), q.stride()[:2], dim**-0.5 * log2(e)
-    classes = [(tile_for("cached", rows, gpu_family(q.device)), rows // group if rows else sequences.max_q) for rows in CLASSES]
-    shared, longest = tile_for("cached_prefix", 0, gpu_family(q.device)), min(CLASSES[1] // group, sequences.max_q)
+    classes = [(tile_for("cached", rows, gpu), min(rows // group if rows else sequences.max_q, sequences.max_q)) for rows in CLASSES]
+    shared, longest = tile_for("cached_prefix", 0, gpu), classes[1][1]
     behind = triton.cdiv(sequences.max_prefix, shared.k)  # splits of prefixes come first
-    splits = max([triton.cdiv(sequences.max_k, tile.k) for tile, _ in classes if tile.k])
-    lse = torch.empty(behind + splits, tokens if longest else 0, heads, dtype=torch.float32, device=q.device)
-    parts = torch.empty(*lse.shape, dim, dtype=torch.float32, device=q.device)
+    splits = behind + max(triton.cdiv(sequences.max_k, tile.k) for tile, _ in classes if tile.k)
+    owner, place = _rooms(sequences, tokens, longest)
+    rooms = min(tokens, count * longest)  # tokens that are served in splits, at most
+    lse = torch.empty(splits, rooms, heads, dtype=torch.float32, device=q.device)
+    parts = torch.empty(splits, rooms, heads, dim, dtype=torch.float32, device=q.device)
     sizes = dict(HEADS=heads, GROUP=group, D=dim, P=page)
-    owner = sequences.owner(tokens)
-    if tokens and count and longest and behind:
+    if rooms and behind:
         _attend_prefix[triton.cdiv(tokens * group, shared.m), kv_heads, behind](
-            q, *cache_layer, parts, lse, owner, sequences.cu_q, *whose[2:], sequences.prefix_start, prefix_table, sequences.slots,
-            widths[1], *strides, scale, longest, count, tokens,
+            q, *cache_layer, parts, lse, owner, place, *whose[2:], sequences.prefix_start, prefix_table, sequences.slots,
+            widths[1], *strides, scale, tokens, rooms,
             **sizes, M=shared.m, N=shared.n, SPLIT=shared.k, num_warps=shared.warps, num_stages=shared.stages,
         )  # fmt: skip
     least = 1
     for tile, most in classes:
-        most = min(most, sequences.max_q)
-        if most < least or not count or not tokens:
+        if most < least:
             continue
         tiles = 1 if tile.k else triton.cdiv(most * group, tile.m)
         _attend[count * tiles, kv_heads, triton.cdiv(sequences.max_k, tile.k) if tile.k else 1](
-            q, *cache_layer, parts if tile.k else out, lse, *whose, sequences.prefix_start, sequences.block_table, prefix_table,
-            sequences.slots, *widths, *strides, scale, least, most, tiles, behind, tokens,
+            q, *cache_layer, parts if tile.k else out, lse, place, *whose, sequences.prefix_start, sequences.block_table, prefix_table,
+            sequences.slots, *widths, *strides, scale, least, most, tiles, behind, rooms,
             **sizes, M=tile.m, N=tile.n, SPLIT=tile.k, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         if tile.k:
             _join[tokens, heads](
-                parts, lse, out, owner, *whose, least, most, behind, count, HEADS=heads, D=dim, SHARED=shared.k, SPLIT=tile.k, JOINED=JOINED
+                parts, lse, out, owner, place, *whose, least, most, behind, rooms,
+                HEADS=heads, D=dim, SHARED=shared.k, SPLIT=tile.k, JOINED=JOINED,
             )  # fmt: skip
         least = most + 1
     return out

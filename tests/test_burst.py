@@ -63,7 +63,7 @@ def test_a_burst_without_memory_comes_again_and_writes_the_same(endless, truth, 
     monkeypatch.setattr(endless.model, "hidden", short)
     g = generator(endless, batch=9, burst=4)
     assert {(c.request.window, c.request.sample): c.ids for c in g.generate(mixed_requests())} == {a: ids for a, (ids, _) in truth.items()}
-    assert g.step_tokens <= 3 and all_pages_are_back(g)
+    assert g.rows <= 3 and g.step_tokens == 1024 and all_pages_are_back(g)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def graphed(endless, monkeypatch):
     """Makes generators whose attention runs by the kernels, over graphs that replay what they captured: (them, the sizes that were made)."""
     model, made = random_model(seed=3, std=0.3, dtype=torch.float32, vocab_size=endless.tokenizer.vocab_size + 11), []
 
-    def captured(step):
+    def captured(step, *_):
         board, layers = step.args[0], step.func.__self__.cache.layers
         before = [part.clone() for layer in layers for part in layer]
         step()
@@ -82,7 +82,7 @@ def graphed(endless, monkeypatch):
 
         def replay():
             behind = int(board.plan.cu_q[-1])
-            assert not board.room[behind:].any() and (board.plan.cu_q[behind:] == behind).all()  # nothing is left of a burst before
+            assert not board.places[behind:].any() and (board.plan.cu_q[behind:] == behind).all()  # nothing is left of a burst before
             step()
 
         return replay
@@ -125,6 +125,36 @@ def test_a_graph_without_pages_for_all_of_a_burst_gives_what_has_a_place(graphed
     expected = {c.request.window: c.ids for c in generator(tiny).generate(requests)}
     g = make(burst=4, page_size=2, cache_tokens=2 * own + 4)
     assert {c.request.window: c.ids for c in g.generate(requests)} == expected and made and all_pages_are_back(g)
+
+
+def test_graphs_make_room_for_others_and_where_memory_is_short(graphed, monkeypatch):
+    """Of three ways to draw one graph is kept at a time; a step that finds no memory drops what is kept, and comes again."""
+    make, made, tiny = graphed
+    monkeypatch.setattr(burst, "GRAPHS", 1)
+    requests = [request(f"w{n}", "x", "", replace(WARM, temperature=1 + n / 9, max_new_tokens=5)) for n in range(3)]
+    expected = {c.request.window: c.ids for c in generator(tiny).generate(requests)}
+    g = make(burst=2)
+    assert {c.request.window: c.ids for c in g.generate(requests)} == expected and len(g.burst.graphs) == 1 and len(made) > 3
+    advance, calls = burst.Burst._advance, []
+
+    def short(self, board, sampling):
+        calls.append(len(self.graphs))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        advance(self, board, sampling)
+
+    monkeypatch.setattr(burst.Burst, "_advance", short)
+    g = make(burst=2)
+    assert {c.request.window: c.ids for c in g.generate(requests)} == expected
+    assert g.rows == 4 and calls[1] == 1 and calls[2] == 0  # the graphs went, the sequences stayed
+
+
+def test_a_text_behind_a_prefix_that_is_not_yet_there_waits_for_it(endless):
+    """A prompt of one token lacks no more than its last one, and yet the prefix."""
+    asked = [replace(request(f"w{n}", "", SYSTEMS[n], WARM), prompt="x") for n in range(2)]
+    expected = [c.ids for c in generator(endless, batch=1).generate(asked)]
+    assert [c.ids for c in generator(endless, batch=1, burst=4).generate(asked)] == expected
+    assert sorted(c.ids for c in generator(endless, burst=4).generate(asked)) == sorted(expected)
 
 
 def test_a_graph_is_made_on_a_gpu_alone(tiny):

@@ -161,9 +161,9 @@ def test_padding_only():
 def case(kernel, rows, dim, gpu, targets):
     """`_attend` of a class, or `_attend_prefix`."""
     tile = tile_for(kernel, rows, gpu)
-    integers, numbers = "cu_q prefix_of prefix_len prefix_start prefix_table", "prefix_width most tokens"
-    integers += " owner" if kernel == "cached_prefix" else " past block_table"
-    numbers += " count" if kernel == "cached_prefix" else " block_width least tiles behind"
+    integers, numbers = "place prefix_of prefix_len prefix_start prefix_table", "prefix_width rooms"
+    integers += " owner" if kernel == "cached_prefix" else " cu_q past block_table"
+    numbers += " tokens" if kernel == "cached_prefix" else " block_width least most tiles behind"
     signature = {f"{name}_ptr": "*bf16" for name in ("q", "keys", "values")} | {f"{name}_ptr": "*i32" for name in integers.split()}
     signature |= {"out_ptr": "*fp32" if tile.k else "*bf16", "lse_ptr": "*fp32", "slots_ptr": "*i64", "scale": "fp32"}
     signature |= {"q_token": "i32:16", "q_head": "i32:16"} | {name: "i32" for name in numbers.split()}
@@ -179,8 +179,8 @@ def test_kernels_compile(target):
     assert set(families) == set(TARGETS)
     kinds = [("cached", rows) for rows in CLASSES] + [("cached_prefix", 0)]
     cases = [case(*kind, dim, families[target], (target,)) for kind in kinds for dim in (64, 128)]
-    integers = {f"{name}_ptr": "*i32" for name in "owner cu_q past prefix_of prefix_len".split()}
-    integers |= {name: "i32" for name in "least most behind count".split()}
+    integers = {f"{name}_ptr": "*i32" for name in "owner place cu_q past prefix_of prefix_len".split()}
+    integers |= {name: "i32" for name in "least most behind rooms".split()}
     floats = {"parts_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16"}
     sizes = {"HEADS": 16, "D": 128, "SHARED": 256, "SPLIT": 256, "JOINED": JOINED}
     cases.append(Case("harkd.kernels.cached_attention:_join", floats | integers, sizes))

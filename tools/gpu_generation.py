@@ -128,7 +128,7 @@ def theirs(case: Case, prompts: list[list[int]], device: str) -> float:
     from transformers import Qwen3ForCausalLM
 
     with torch.device(device):
-        model = Qwen3ForCausalLM._from_config(TheirConfig(**case.config.to_dict()), dtype=as_dtype(case.config.dtype)).eval()
+        model = Qwen3ForCausalLM(TheirConfig(**case.config.to_dict())).to(as_dtype(case.config.dtype)).eval()
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(one)) + one for one in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=device)

@@ -46,13 +46,13 @@ class Cache:
         else:
             return None
         for page in pages:
-            self.free[page] = False
+            self.free[page] = 0
         return pages
 
     def release(self, pages: list[int]) -> None:
         """Give pages back."""
         for page in pages:
-            self.free[page] = True
+            self.free[page] = 1
 
     def slot(self, table: list[int], index: int) -> int:
         """Where token `index` of a sequence lies among all places of the cache."""

@@ -2,13 +2,13 @@
 
 A step needs only what the step before has drawn, which stays on the device:
 
-    slot = block_table[past // P] * P + past % P,  nowhere from `room` on         P tokens in a page
-    token, logprob = sample(head(hidden(token)), uniform(key, written))
-    past += 1,  written += 1,  position += 1
+    slot = block_table[past // P] * P + past % P,  nowhere from `places` on       P tokens in a page
+    token, logprob = sample(head(hidden(token)), uniform(key, count))
+    past += 1,  position += 1,  count += 1
 
 On a GPU such a step is captured once in a CUDA graph, of few sizes: numbers of sequences and keys are rounded up to powers of two, and rows
-behind the last sequence are empty. So a step is one launch instead of some hundred. Tokens are those of single steps, since a token's noise
-is a function of its address (sampler.py); what was drawn behind the end of a text is thrown away, fewer tokens than a burst has.
+behind the last sequence are empty. So a step is one launch instead of some hundred. Tokens are those of single steps but for rounding: the
+noise of a token is a function of its address (sampler.py). What was drawn behind the end of a text, less than a burst, is thrown away.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from harkd.sampling.request import Sampling
 from harkd.sampling.sampler import sample, uniform
 from harkd.sampling.sequence import Sequence, pack
 
+GRAPHS = 32  # at most; the oldest makes room
 LEAST_KEYS = 1024  # of a prefix, and own ones, for which a graph is made
 
 
@@ -40,7 +41,7 @@ class Board:
     position: Tensor  # [B] its place behind prefix and past
     key: Tensor  # [B] of the noise
     count: Tensor  # [B] tokens written
-    room: Tensor  # [B] own tokens that have a place in the cache
+    places: Tensor  # [B] own tokens that have a place in the cache
     step: Tensor  # [1] steps of this burst so far
     drawn: Tensor  # [B, steps]
     logprobs: Tensor  # [B, steps] float32, float64 for float64 weights
@@ -54,14 +55,16 @@ class Burst:
     def __init__(self, model: Qwen3, cache: Cache, vocab_size: int) -> None:
         self.model, self.cache, self.vocab_size = model, cache, vocab_size
         self.graphs: dict[tuple[int | Sampling, ...], tuple[Board, Callable[[], None]]] | None = {} if _capturable(model) else None
+        self.pool = None if self.graphs is None else torch.cuda.graph_pool_handle()  # one for all, of which one runs at a time
 
     @torch.inference_mode()
     def write(self, sequences: list[Sequence], sampling: Sampling, steps: int) -> list[list[tuple[int, float]]]:
         """The next (token, logprob) of each sequence, up to `steps` and one at least; every sequence lacks one token in the cache, and has
         a place for it.
         """
-        room = [len(one.pages) * self.cache.page_size - one.past for one in sequences]
-        steps = steps if self.graphs is not None else min(steps, *room)  # a graph's kernels store nothing where there is no place
+        left = [len(one.pages) * self.cache.page_size - one.past for one in sequences]
+        if self.graphs is None:  # the reference stores every token, a graph's kernels none that has no place
+            steps = min(steps, *left)
         board = self._board(sequences, sampling, steps)
         if self.graphs is None:
             advance = partial(self._advance, board, sampling)
@@ -69,15 +72,22 @@ class Burst:
             board, advance = self._graph(board, sampling)
         for _ in range(steps):
             advance()
-        found = zip(board.drawn.tolist(), board.logprobs.tolist(), room, strict=False)
-        return [list(zip(drawn, logprobs, strict=True))[:places] for drawn, logprobs, places in found]
+        found = zip(board.drawn.tolist(), board.logprobs.tolist(), left, strict=False)  # a graph's board has more rows
+        return [list(zip(drawn, logprobs, strict=True))[:most] for drawn, logprobs, most in found]
+
+    def forget(self) -> bool:
+        """Give the graphs and their memory back; whether there were any."""
+        held = bool(self.graphs)
+        if held:
+            self.graphs.clear()
+        return held
 
     def _board(self, sequences: list[Sequence], sampling: Sampling, steps: int) -> Board:
         """Where these sequences stand."""
         device = self.model.device
         token, position, plan = pack({one: one.tokens[one.past :] for one in sequences}, self.cache, device)
         numbers = [(one.key, len(one.tokens) - one.begin, len(one.pages) * self.cache.page_size) for one in sequences]
-        key, count, room = torch.tensor(numbers, device=device).T.contiguous()
+        key, count, places = torch.tensor(numbers, device=device).T.contiguous()
         written = torch.zeros(len(token), self.vocab_size if sampling.presence_penalty else 0, dtype=torch.bool, device=device)
         if sampling.presence_penalty:
             pairs = [(row, token) for row, one in enumerate(sequences) for token in set(one.tokens[one.begin :])]
@@ -86,13 +96,13 @@ class Burst:
         logprobs = torch.zeros(drawn.shape, dtype=torch.promote_types(self.model.dtype, torch.float32), device=device)
         step = torch.zeros(1, dtype=torch.int64, device=device)
         plan = replace(plan, max_k=plan.max_k + steps - 1)
-        return Board(token, position, key, count, room, step, drawn, logprobs, written, plan)
+        return Board(token, position, key, count, places, step, drawn, logprobs, written, plan)
 
     def _advance(self, board: Board, sampling: Sampling) -> None:
         """One step, on the device alone."""
         plan, size = board.plan, self.cache.page_size
         page = plan.block_table.gather(1, (plan.past // size).long()[:, None])[:, 0]
-        slots = torch.where(plan.past < board.room, page.long() * size + plan.past % size, -1)
+        slots = (page.long() * size + plan.past % size).masked_fill(plan.past >= board.places, -1)
         hidden = self.model.hidden(board.token, board.position, replace(plan, slots=slots), self.cache)
         logits = self.model.head(hidden)[:, : self.vocab_size]
         token, logprobs = sample(logits, sampling, uniform(board.key, board.count), board.written if sampling.presence_penalty else None)
@@ -111,8 +121,10 @@ class Burst:
         sizes = len(board.token), max(board.plan.max_k, LEAST_KEYS), max(board.plan.max_prefix, LEAST_KEYS)
         kind = *map(_rounded, sizes), board.drawn.shape[1], sampling
         if kind not in self.graphs:
+            if len(self.graphs) == GRAPHS:
+                del self.graphs[next(iter(self.graphs))]
             own = _empty(board, *kind[:3], self.cache.page_size)
-            self.graphs[kind] = own, captured(partial(self._advance, own, sampling))
+            self.graphs[kind] = own, captured(partial(self._advance, own, sampling), self.model.device, self.pool)
         own, advance = self.graphs[kind]
         for mine, given in zip(_tensors(own), _tensors(board), strict=True):
             common = tuple(map(slice, map(min, mine.shape, given.shape)))  # pages of tokens far ahead have no column
@@ -121,21 +133,23 @@ class Burst:
         return own, advance
 
 
-def draw(sampling: Sampling) -> Sampling:
-    """What decides how a token is drawn; all else is as in every Sampling that draws alike."""
+def manner(sampling: Sampling) -> Sampling:
+    """How tokens are drawn, and no more: the same for all settings that draw alike."""
     return replace(sampling, max_new_tokens=1, seed=0, max_thinking=None)
 
 
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """A step as a CUDA graph. It runs once before, for what is compiled or allocated at its first use."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+def captured(step: Callable[[], None], device: torch.device, pool: tuple[int, int]) -> Callable[[], None]:
+    """A step as a CUDA graph over this pool of memory. It runs once before, for what is compiled or allocated at its first use."""
+    with torch.cuda.device(device):
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(side):
+                step()
+        finally:
+            torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):  # other threads may use the device meanwhile
+            step()
     return graph.replay
 
 

@@ -9,7 +9,8 @@ A small step takes in more of a guided answer than is known: the rest of it, as 
 likely where events follow each other. Each choice is then made from the row before it, as ever, and the first that falls otherwise ends
 what the step is good for. So nothing but the number of steps depends on the guess.
 
-On a GPU those that write free text go on by themselves, several tokens at a time (burst.py), and steps are for all others.
+Where `burst` is more than one, as on a GPU, those that write free text go on by themselves, so many tokens at a time (burst.py), and steps
+are for all others.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from harkd.errors import UserError
 from harkd.qwen3.cache import cache_of
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import Tokenizer
-from harkd.sampling.burst import Burst, draw
+from harkd.sampling.burst import Burst, manner
 from harkd.sampling.intake import Intake
 from harkd.sampling.memory import halved, lacks_memory, rehearse
 from harkd.sampling.places import Places
@@ -80,6 +81,7 @@ class Generator:
         self.intake = Intake(tokenizer, model.config.max_position_embeddings, len(self.cache.free), page_size)
         self.places = Places(self.cache, self.intake.prefixes)
         self.burst, self.ahead = Burst(model, self.cache, self.vocab_size), burst or (BURST if model.device.type == "cuda" else 1)
+        self.rows = batch  # sequences of a burst
         self.lock = Lock()  # for callers in several threads, who take turns
         if model.group.size > 1:
             self.step_tokens = rehearse(model, self.cache, self.step_tokens, batch)
@@ -118,12 +120,13 @@ class Generator:
                     first = _next(waiting, mistakes)
                 self.places.make_room(running)
                 ready = [sequence for sequence in running if sequence.pages and not sequence.ended]
-                writers = [sequence for sequence in ready if sequence.writes and self.ahead > 1]
-                others = [sequence for sequence in ready if not (sequence.writes and self.ahead > 1)]
-                if others:
-                    self._step(others)
-                if writers:
-                    self._burst(writers)
+                parts: tuple[list[Sequence], list[Sequence]] = [], []
+                for sequence in ready:
+                    parts[sequence.writes and self.ahead > 1].append(sequence)
+                if parts[0]:
+                    self._step(parts[0])
+                if parts[1]:
+                    self._burst(parts[1])
                 if not ready and not any(sequence.ended for sequence in running):  # as an answer without any choice has from the start
                     raise UserError(f"the request {(running or [first])[0].request.window!r} finds no room: other iterators hold the cache")
                 ended = [sequence for sequence in running if sequence.ended]
@@ -158,21 +161,22 @@ class Generator:
             hidden = self.model.hidden(*pack(entering, self.cache, self.model.device), self.cache)
             self._read(work, guesses, hidden)
         except RuntimeError as error:
-            self._spare_memory(error, sum(map(len, entering.values())))
+            self.step_tokens = self._fewer(error, sum(map(len, entering.values())))
             for run in running:  # those that were to get a token come again
                 run.past -= run.past == len(run.tokens) and not run.given
 
     def _burst(self, writers: list[Sequence]) -> None:
         """Let free text go on by up to `ahead` tokens, and take of them those that are followed by free text."""
         alike: dict[Sampling, list[Sequence]] = {}
-        for one in writers[: self.step_tokens]:
-            alike.setdefault(draw(one.request.sampling), []).append(one)
+        for one in writers[: self.rows]:
+            alike.setdefault(manner(one.request.sampling), []).append(one)
         for sampling, some in alike.items():
             self.places.grow(some, self.ahead)
             try:
                 found = self.burst.write(some, sampling, self.ahead)
-            except RuntimeError as error:
-                self._spare_memory(error, len(some))
+            except RuntimeError as error:  # they come again
+                if not (lacks_memory(error) and self.burst.forget()):  # graphs hold memory too
+                    self.rows = self._fewer(error, len(some))
                 continue
             for one, drawn in zip(some, found, strict=True):
                 for token, logprob in drawn:
@@ -212,13 +216,13 @@ class Generator:
             guesses = {one: guesses[one][n:] for one, n in right.items()}
             ready = {one: ready[one] + n for one, n in right.items() if n}
 
-    def _spare_memory(self, error: RuntimeError, tokens: int) -> None:
-        """Lower the budget where a step of so many tokens found no memory; any other error is raised."""
+    def _fewer(self, error: RuntimeError, tokens: int) -> int:
+        """The tokens to go on with where a step of so many found no memory; any other error is raised."""
         if not lacks_memory(error):
             raise error
         if self.model.group.size > 1:  # the others wait in the middle of this step
             raise UserError(f"there is no memory for a step of {tokens} tokens in one of the processes: lower --cache-tokens") from error
-        self.step_tokens = halved(tokens)
+        return halved(tokens)
 
     def _judge(self, sequence: Sequence, hidden: Tensor) -> None:
         """Keep the logprobs of those given tokens that these rows, the next of the sequence, foretell."""

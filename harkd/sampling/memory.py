@@ -37,12 +37,13 @@ def rehearse(model: Qwen3, cache: Cache, tokens: int, batch: int) -> int:
     Raises UserError where there is none for a single one.
     """
     group, pages = model.group, list(range(len(cache.free)))
-    tokens = min(tokens, len(pages) * cache.page_size)
+    longest = min(len(pages) * cache.page_size, model.config.max_position_embeddings)
+    tokens = min(tokens, longest)
     while True:
-        run, failed = Run([0] * tokens, pages), 0
+        run, failed = Run([0] * longest, pages, past=longest - tokens), 0  # whatever lies there: behind as much as there can be
         try:
             model.group = replace(group, rank=0, size=1)
-            rows = model.hidden(*pack({run: run.tokens}, cache, model.device), cache)[:batch]
+            rows = model.hidden(*pack({run: run.tokens[run.past :]}, cache, model.device), cache)[:batch]
             numbers = torch.arange(len(rows), device=model.device)
             sample(model.head(rows), Sampling(), uniform(numbers, numbers))
         except RuntimeError as error:

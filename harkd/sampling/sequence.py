@@ -55,8 +55,9 @@ class Sequence(Run):
 
     @property
     def writes(self) -> bool:
-        """Whether it writes free text and lacks its last token in the cache alone."""
-        return self.walk is None and not self.given and not self.finish_reason and self.past == len(self.tokens) - 1
+        """Whether it writes free text and the cache lacks its last token alone."""
+        free = self.walk is None and not self.given and not self.finish_reason
+        return free and self.past == len(self.tokens) - 1 and self.prefix.past == len(self.prefix.tokens)
 
     def write(self, tokens: list[int], logprob: float = 0.0) -> None:
         """Append a drawn token, or tokens that had to follow, whose logprob is 0."""
