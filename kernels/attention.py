@@ -100,11 +100,6 @@ class Sequences:
         """(length, start in the pack or -1) of each prefix, as Python ints."""
         return list(zip(self.prefix_len.tolist(), self.prefix_start.tolist(), strict=True))
 
-    def owner(self, tokens: int) -> Tensor:
-        """The sequence of each of T tokens, int32 [T], for those behind the last one S."""
-        token = torch.arange(tokens, dtype=torch.int32, device=self.cu_q.device)
-        return torch.searchsorted(self.cu_q[1:], token, right=True, out_int32=True)
-
     @cached_property
     def work(self) -> dict:
         """Lists of work that the kernels derive from the plan once a step, by kind and tile size."""

@@ -229,7 +229,8 @@ def _rooms(sequences: Sequences, tokens: int, longest: int) -> tuple[Tensor, Ten
     Listed once a step, on the device.
     """
     if "rooms" not in sequences.work:
-        owner = sequences.owner(tokens)
+        numbers = torch.arange(tokens, dtype=torch.int32, device=sequences.cu_q.device)
+        owner = torch.searchsorted(sequences.cu_q[1:], numbers, right=True, out_int32=True)  # behind the last sequence: one more than it
         short = F.pad(sequences.cu_q.diff() <= longest, (0, 1))[owner.long()]
         sequences.work["rooms"] = owner, (short.cumsum(0, dtype=torch.int32) - 1).masked_fill(~short, -1)
     return sequences.work["rooms"]
