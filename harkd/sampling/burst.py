@@ -90,7 +90,7 @@ class Burst:
         key, count, places = torch.tensor(numbers, device=device).T.contiguous()
         written = torch.zeros(len(token), self.vocab_size if sampling.presence_penalty else 0, dtype=torch.bool, device=device)
         if sampling.presence_penalty:
-            pairs = [(row, token) for row, one in enumerate(sequences) for token in set(one.tokens[one.begin :])]
+            pairs = [(row, id) for row, one in enumerate(sequences) for id in set(one.tokens[one.begin :])]
             written[tuple(torch.tensor(pairs, dtype=torch.int64, device=device).view(-1, 2).T)] = True
         drawn = torch.zeros(len(token), steps, dtype=torch.int64, device=device)
         logprobs = torch.zeros(drawn.shape, dtype=torch.promote_types(self.model.dtype, torch.float32), device=device)
