@@ -110,3 +110,14 @@ def tokens_run(g: Generator, monkeypatch) -> list[int]:
     hidden = g.model.hidden
     monkeypatch.setattr(g.model, "hidden", lambda ids, *rest: sizes.append(len(ids)) or hidden(ids, *rest))
     return sizes
+
+
+def short_of_memory(hidden: Callable, most: int) -> Callable:
+    """A model's `hidden` that finds no memory for more than `most` tokens at once."""
+
+    def run(ids, *rest):
+        if len(ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return hidden(ids, *rest)
+
+    return run

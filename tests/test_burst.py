@@ -41,10 +41,16 @@ def test_a_soak_in_bursts(stopping, monkeypatch):
     soak(stopping, monkeypatch, 200, burst=6)
 
 
-def test_the_host_is_asked_once_for_a_burst(endless, monkeypatch):
-    """Nine texts of twelve tokens: after the prompts' step and its token, eleven in two bursts of eight; single steps are not taken."""
+def bursts_run(monkeypatch) -> list[int]:
+    """The sequences of every burst from now on."""
     asked, write = [], burst.Burst.write
     monkeypatch.setattr(burst.Burst, "write", lambda self, some, *rest: asked.append(len(some)) or write(self, some, *rest))
+    return asked
+
+
+def test_the_host_is_asked_once_for_a_burst(endless, monkeypatch):
+    """Nine texts of twelve tokens: after the prompts' step and its token, eleven in two bursts of eight; single steps are not taken."""
+    asked = bursts_run(monkeypatch)
     sizes = tokens_run(g := generator(endless, batch=9, burst=8), monkeypatch)
     assert sum(len(c.ids) for c in g.generate([request(f"w{n}", "x", "", WARM) for n in range(9)])) == 108
     assert asked == [9, 9] and len(sizes) == 1 + 8 + 8
@@ -105,8 +111,7 @@ def test_a_graph_writes_what_single_steps_write(graphed, monkeypatch):
     settings[3:5] = [replace(one, presence_penalty=2.0) for one in settings[3:5]]
     requests = [request(f"w{n}", "x" * n, ("", *SYSTEMS)[(n + 1) % 3], sampling) for n, sampling in enumerate(settings)]
     expected = {c.request.window: c for c in generator(tiny, batch=16).generate(requests)}
-    asked, write = [], burst.Burst.write
-    monkeypatch.setattr(burst.Burst, "write", lambda self, some, *rest: asked.append(len(some)) or write(self, some, *rest))
+    asked = bursts_run(monkeypatch)
     g = make(batch=16, burst=3, page_size=2)
     for c in g.generate(requests):
         other = expected.pop(c.request.window)

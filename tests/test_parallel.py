@@ -16,7 +16,7 @@ from harkd.qwen3.weights import load_model, save_model
 from harkd.sampling.generator import Generator
 from harkd.tensors import Stored, read_into
 from tests.door_cases import data, model, outcome, run, short_prompts, spawn  # noqa: F401
-from tests.generator_cases import GREEDY, endless, request, tiny  # noqa: F401
+from tests.generator_cases import GREEDY, endless, request, short_of_memory, tiny  # noqa: F401
 from tests.test_doors_generate import argv, ids, texts, wanted  # noqa: F401
 from tests.test_moe import random as random_experts
 from tests.tiny import random_model, tiny_config
@@ -144,15 +144,6 @@ def test_the_first_draws_for_all_and_no_memory_ends_all(endless, monkeypatch):
     monkeypatch.setattr(endless.model, "hidden", short_of_memory(endless.model.hidden, 30))  # what was found at the start is no more
     with pytest.raises(UserError, match="no memory for a step of .* tokens in one of the processes: lower --cache-tokens"):
         list(g.generate([request("a", "x" * 40)]))
-
-
-def short_of_memory(hidden, most):
-    def run(ids, *rest):
-        if len(ids) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return hidden(ids, *rest)
-
-    return run
 
 
 def test_where_one_process_finds_no_memory_all_take_smaller_steps(endless, tmp_path):

@@ -15,7 +15,7 @@ from harkd.errors import UserError
 from harkd.kernels.attention import Sequences
 from harkd.sampling.generator import Generator
 from harkd.sampling.request import Request
-from tests.generator_cases import SYSTEMS, WARM, all_pages_are_back, alone, endless, generator, mixed_requests, request, tiny, tokens_run, truth  # noqa: F401
+from tests.generator_cases import SYSTEMS, WARM, all_pages_are_back, alone, endless, generator, mixed_requests, request, short_of_memory, tiny, tokens_run, truth  # noqa: F401
 from tests.guide_cases import LABELS, guided
 
 
@@ -100,19 +100,14 @@ def test_the_youngest_makes_room_and_is_written_all_the_same(endless, monkeypatc
 @pytest.mark.parametrize("most", [1, 7, 30])
 def test_a_step_without_memory_lowers_the_budget_and_goes_on(endless, truth, monkeypatch, most):
     """More than `most` tokens at once, or more than five rows of logits, find no memory: completions are the same, and the budget stays low."""
-    hidden, head = endless.model.hidden, endless.model.head
-
-    def short_of_memory(ids, *rest):
-        if len(ids) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return hidden(ids, *rest)
+    head = endless.model.head
 
     def few_rows(rows, *ids):
         if len(rows) > 5:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         return head(rows, *ids)
 
-    monkeypatch.setattr(endless.model, "hidden", short_of_memory)
+    monkeypatch.setattr(endless.model, "hidden", short_of_memory(endless.model.hidden, most))
     monkeypatch.setattr(endless.model, "head", few_rows)
     g = generator(endless, batch=9)
     assert {(c.request.window, c.request.sample): c.ids for c in g.generate(mixed_requests())} == {address: ids for address, (ids, _) in truth.items()}

@@ -66,9 +66,8 @@ class Burst:
         if self.graphs is None:  # the reference stores every token, a graph's kernels none that has no place
             steps = min(steps, *left)
         board = self._board(sequences, sampling, steps)
-        if self.graphs is None:
-            advance = partial(self._advance, board, sampling)
-        else:
+        advance = partial(self._advance, board, sampling)
+        if self.graphs is not None:
             board, advance = self._graph(board, sampling)
         for _ in range(steps):
             advance()
