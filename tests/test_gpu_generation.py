@@ -6,11 +6,13 @@ import time
 import pytest
 import torch
 
+from harkd.qwen3.linear import join
 from harkd.sampling import burst
 from tests.tiny import tiny_config
 from tools import gpu_check, gpu_generation
 from tools.gpu_check import Record
 from tools.gpu_generation import Case, measure
+from tools.make_checkpoint import random_model
 
 CONFIG = tiny_config(vocab_size=2100, dtype="float32", tie_word_embeddings=True)
 SAME = Case("bursts", CONFIG, 3, prefix=20, own=10, new=20)
@@ -37,7 +39,7 @@ def test_every_measurement_runs(record, capsys):
 
 
 def test_the_limit_is_what_a_step_must_read(record):
-    case, model = CASES[1], gpu_generation.build(CASES[1].config, "cpu")
+    case, model = CASES[1], join(random_model(CASES[1].config))
     layer = 32 * 64 + 2 * 32 * 32 + 64 * 32 + 3 * 32 * 48 + 2 * 32 + 2 * 16
     weights = 4 * (2 * layer + 32 + 2100 * 32)  # the head, and not the embedding
     cached = 4 * 2 * 2 * 2 * 16 * (20 + 2 * (10 + 2.5))
@@ -57,7 +59,7 @@ def test_wrong_bursts_failures_and_lack_of_time_are_told(record, monkeypatch, ca
         patch.setattr(burst.Burst, "_advance", forgetful)
         measure(record, time.monotonic() + 600, (), SAME, "cpu")
     assert "tokens alike" in record.wrong[0] and "wrong" in capsys.readouterr().out
-    monkeypatch.setattr(gpu_generation, "build", lambda *_: 1 / 0)
+    monkeypatch.setattr(gpu_generation, "random_model", lambda *_: 1 / 0)
     measure(record, time.monotonic() + 600, CASES, SAME, "cpu")
     measure(record, time.monotonic() - 1, CASES, SAME, "cpu")
     assert ["ZeroDivisionError" in text for text in record.wrong] == [False, True, True, True, False, False, False]

@@ -25,7 +25,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -45,16 +44,9 @@ from harkd.qwen3.weights import load_model
 from harkd.recognition import Guiding, request
 from harkd.sampling.generator import Generator
 from harkd.sampling.request import Request, Sampling
-from tools.bench_prefill import bare_products, median_seconds
+from tools.bench_prefill import bare_products, median_seconds, seconds
 
 THEIR_BATCHES = (8, 32)
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Time of one run."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 @torch.inference_mode()

@@ -32,15 +32,19 @@ from harkd.sampling.generator import Generator
 from harkd.sampling.request import Request, Sampling
 
 
+def seconds(run: Callable[[], object]) -> float:
+    """Time of one run, to the end of what a GPU was given."""
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def median_seconds(run: Callable[[], object], repeats: int) -> float:
     """Median time of `run` over repeats, after one run that does not count."""
     run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(seconds(run) for _ in range(repeats))
 
 
 def text_of(tokenizer, count: int, seed: int) -> str:

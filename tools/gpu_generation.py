@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +26,8 @@ from harkd.qwen3.tokenizer import load_tokenizer
 from harkd.qwen3.weights import as_dtype
 from harkd.sampling.generator import Generator
 from harkd.sampling.request import Request, Sampling
-from tools.make_checkpoint import SIZES
+from tools.bench_prefill import seconds
+from tools.make_checkpoint import SIZES, random_model
 
 if TYPE_CHECKING:
     from tools.gpu_check import Record
@@ -56,19 +56,6 @@ CASES = (
 SAME = Case("bursts", replace(SIZES["0.6B"], num_hidden_layers=3), 64, new=25)
 
 
-def build(config: Qwen3Config, device: str) -> Qwen3:
-    """A model of random weights, drawn on the device; the spread is such that one token of many stands out."""
-    with torch.device("meta"):
-        model = Qwen3(config)
-    model = model.to(as_dtype(config.dtype)).to_empty(device=device)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(1.0) if parameter.dim() == 1 else parameter.normal_(0.0, config.hidden_size**-0.5)
-        model.head_weight.mul_(4.0)
-    return join(model)
-
-
 def asked(case: Case, generator: Generator, new: int) -> list[Request]:
     """Windows that share a prefix, each of about as many tokens as the case wants."""
     encode = generator.tokenizer.encode
@@ -90,21 +77,12 @@ def generator_of(model: Qwen3, case: Case, burst: int | None = None) -> Generato
     return Generator(model, tokenizer, batch=case.batch, cache_tokens=room + room // 4 + 64 * case.batch, burst=burst)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Time of one run, to the end of what the device was given."""
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def compare_bursts(record: Record, case: Case, device: str) -> dict[str, float]:
     """Texts of bursts beside those of single steps: until the first token that differs, as rounding may bring about, logprobs agree.
 
     It is a check, and gives no ratios.
     """
-    model, texts = build(case.config, device), []
+    model, texts = join(random_model(case.config, device)), []
     for burst in (1, 8):
         generator = generator_of(model, case, burst)
         texts.append({done.request.window: done for done in generator.generate(asked(case, generator, case.new))})
@@ -152,7 +130,7 @@ def limit(case: Case, model: Qwen3, machine: dict) -> float:
 
 def measure_case(record: Record, case: Case, device: str) -> dict[str, float]:
     """The ratios of one case, what they were taken from printed beside them."""
-    model = build(case.config, device)
+    model = join(random_model(case.config, device))
     generator = generator_of(model, case)
     requests = asked(case, generator, case.new)
     prompts = [generator.tokenizer.encode(one.prefix + one.prompt) for one in requests]

@@ -27,20 +27,24 @@ SIZES = {
 }
 
 
-def make_checkpoint(out: Path, tokenizer: Path, config: Qwen3Config, seed: int = 0) -> None:
-    """Write random weights of `config`'s shape, and the tokenizer's files, to `out`.
+def random_model(config: Qwen3Config, device: str = "cpu", seed: int = 0) -> Qwen3:
+    """A model of `config`'s shape with random weights, drawn on the device.
 
-    The maps keep the size of what goes through them (std 1/sqrt(C)); the embedding's rows are longer, because a frozen tied head can name
-    one of 151,936 tokens with confidence only if its logits spread widely enough.
+    The maps keep the size of what goes through them (std 1/sqrt(C)); the head's rows are longer, because one of 151,936 tokens can be named
+    with confidence, by a frozen head too, only if the logits spread widely enough.
     """
-    read_tokenizer(tokenizer)
     with torch.device("meta"):
         model = Qwen3(config)
-    model = model.to_empty(device="cpu").to(as_dtype(config.dtype))
-    initialise(model, seed, std=config.hidden_size**-0.5)
+    model = initialise(model.to(as_dtype(config.dtype)).to_empty(device=device), seed, std=config.hidden_size**-0.5)
     with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(4.0)
-    save_model(model, out, tokenizer)
+        model.head_weight.mul_(4.0)
+    return model
+
+
+def make_checkpoint(out: Path, tokenizer: Path, config: Qwen3Config, seed: int = 0) -> None:
+    """Write such a model's weights and the tokenizer's files to `out`."""
+    read_tokenizer(tokenizer)
+    save_model(random_model(config, seed=seed), out, tokenizer)
 
 
 def main(argv: list[str] | None = None) -> int:

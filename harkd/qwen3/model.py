@@ -176,12 +176,12 @@ def _layer(
 
 def initialise(model: Qwen3, seed: int, std: float = 0.02) -> Qwen3:
     """Fill a model with seeded normal weights (norms with ones), in place: for tests and for training from nothing."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
             else:
-                draw = torch.empty(parameter.shape, dtype=torch.float32)
+                draw = torch.empty(parameter.shape, dtype=torch.float32, device=model.device)
                 parameter.copy_(draw.normal_(0.0, std, generator=generator))
     return model
