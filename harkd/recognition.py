@@ -51,13 +51,14 @@ def load_generator(
 
 def check_fit(model: str, requests: Iterable[Request], machine: Machine) -> None:
     """See, without the weights, that every request fits into the model's positions and the cache. Raises UserError."""
+    from harkd.qwen3.cache import page_count
     from harkd.qwen3.config import read_config
     from harkd.qwen3.hub import resolve
     from harkd.qwen3.tokenizer import load_tokenizer
     from harkd.sampling.generator import PAGE
     from harkd.sampling.intake import Intake
 
-    pages = math.inf if machine.cache_tokens is None else -(-machine.cache_tokens // PAGE)
+    pages = math.inf if machine.cache_tokens is None else page_count(machine.cache_tokens, PAGE)
     positions = read_config(resolve(model)).max_position_embeddings
     intake = Intake(load_tokenizer(model), positions, pages, PAGE)
     for asked in requests:

@@ -37,7 +37,7 @@ class Cache:
 
         Pages one behind the other are preferred: they can be read without a copy.
         """
-        need = -(-tokens // self.page_size)
+        need = page_count(tokens, self.page_size)
         first = self.free.find(b"\1" * need)
         if first >= 0:
             pages = list(range(first, first + need))
@@ -59,6 +59,11 @@ class Cache:
         return table[index // self.page_size] * self.page_size + index % self.page_size
 
 
+def page_count(tokens: int, page_size: int) -> int:
+    """Pages that so many tokens take."""
+    return -(-tokens // page_size)
+
+
 def token_bytes(config: Qwen3Config, dtype: torch.dtype) -> int:
     """What the keys and values of one token take in all layers."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
@@ -70,7 +75,7 @@ def cache_of(config: Qwen3Config, tokens: int | None, most: int, page_size: int,
     Raises UserError where there is no memory for the given number, or for a single page.
     """
     room = min(most, int(SHARE * free_memory(str(device))) // token_bytes(config, dtype)) if tokens is None else tokens
-    pages = -(-room // page_size)
+    pages = page_count(room, page_size)
     while True:
         try:
             return Cache(config, max(pages, 1), page_size, dtype, device)

@@ -8,6 +8,7 @@ thought in both.
 from __future__ import annotations
 
 from harkd.errors import UserError
+from harkd.qwen3.cache import page_count
 from harkd.qwen3.template import CLOSE, OPEN
 from harkd.qwen3.tokenizer import Tokenizer
 from harkd.sampling.guide import Guide, Walk, compile_guide
@@ -90,5 +91,5 @@ class Intake:
             raise UserError(f"the request {request.window!r} has an empty prompt")
         if prefix + own + new > self.positions:
             raise UserError(f"{needs}, and the model has {self.positions} positions: lower --max-new-tokens")
-        if -(-prefix // self.page_size) - (-(own + new) // self.page_size) > self.pages:
+        if page_count(prefix, self.page_size) + page_count(own + new, self.page_size) > self.pages:
             raise UserError(f"{needs}, more than the cache holds: raise --cache-tokens (now {self.pages * self.page_size})")

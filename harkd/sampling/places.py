@@ -7,7 +7,7 @@ computed again when there is room.
 
 from __future__ import annotations
 
-from harkd.qwen3.cache import Cache
+from harkd.qwen3.cache import Cache, page_count
 from harkd.sampling.guide import shared
 from harkd.sampling.sequence import Run, Sequence
 
@@ -88,14 +88,14 @@ class Places:
     def _allocate(self, tokens: int, spare: int = 0) -> list[int] | None:
         """Pages for tokens, where that leaves `spare` more free; pages taken in advance and unused prefixes make room."""
         size = self.cache.page_size
-        need = -(-tokens // size)
+        need = page_count(tokens, size)
         while (pages := self.cache.allocate((need + spare) * size)) is None:
             unused = next((prefix for prefix in self.prefixes.values() if prefix.pages and not prefix.users), None)
-            ahead = next((one for one in self.active if len(one.pages) > -(-len(one.tokens) // size)), None)
+            ahead = next((one for one in self.active if len(one.pages) > page_count(len(one.tokens), size)), None)
             if self._kept:
                 self._drop_kept()
             elif ahead:
-                keep = -(-len(ahead.tokens) // size)
+                keep = page_count(len(ahead.tokens), size)
                 self.cache.release(ahead.pages[keep:])
                 del ahead.pages[keep:]
             elif unused:
