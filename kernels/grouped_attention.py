@@ -6,9 +6,9 @@ All stretches of a step meet the prefix at once, then each its own past and its 
 
     out = sum_c exp(lse_c) out_c / sum_c exp(lse_c)      c: prefix, past, new tokens up to the token itself
 
-Single tokens (decoding) have too few rows for that: up to BLOCK of them meet the prefix in one product, a sequence's keys pass through the
-processor's caches in float32, at no cost beside their reading, scores stay in float32, and one sum of weighted rows of the cache
-(`embedding_bag`) gives what all of them take from their own values. The largest p is 1, and not rounded:
+Single tokens of several sequences (decoding) have too few rows for that: up to BLOCK of them meet the prefix in one product, a sequence's
+keys pass through the processor's caches in float32, at no cost beside their reading, scores stay in float32, and one sum of weighted rows
+of the cache (`embedding_bag`) gives what all of them take from their own values. The largest p is 1, and not rounded:
 
     p = exp(S - max_m(S))      out = (sum_own p_j v_j + sum_prefix p_j v_j) / sum_m(p)
 """
@@ -92,9 +92,9 @@ def _laid(stored: Iterable[Tensor], rows: int) -> list[Tensor]:
 def _places(sequences: Sequences, pieces: list[Piece], page: int, kv_heads: int, heads: int) -> Tensor | None:
     """Where each query head's own values lie among the heads of all tokens of the cache, [n H, m]: the first again behind the last.
 
-    None where the pieces are more than one token each.
+    None where the pieces are more than one token each, and for one sequence alone: torch's fused product reads its keys as they are.
     """
-    if any(piece.last - piece.first > 1 for piece in pieces):
+    if len(pieces) == 1 or any(piece.last - piece.first > 1 for piece in pieces):
         return None
     lengths, tables = torch.tensor([piece.keys for piece in pieces]), sequences.block_table[[piece.s for piece in pieces]].long()
     i = torch.arange(int(lengths.max())).expand(len(pieces), -1)
