@@ -78,11 +78,9 @@ def _stretches(q: Tensor, shared: tuple[Tensor, Tensor] | None, own: list[tuple[
     for (_, first, last, length), *stored in own:
         place, new = tuple(x[:, :, first:last] for x in (out, lse, q)), last - first
         keys, values = _laid(stored, new)
-        past = length - new if new > 1 else length  # a single token sees all that is there
-        if past:
-            add_part(*place, keys[:, :past], values[:, :past], False)
-        if new > 1:
-            add_part(*place, keys[:, past:], values[:, past:], True)
+        if length > new:
+            add_part(*place, keys[:, : length - new], values[:, : length - new], False)
+        add_part(*place, keys[:, length - new :], values[:, length - new :], True)
     return out.to(q.dtype).transpose(1, 2)
 
 
