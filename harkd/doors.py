@@ -8,6 +8,7 @@ stopped, or says that it is done; with other settings it asks for --overwrite.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -164,14 +165,18 @@ class RunFolder:
     def begin(self) -> None:
         """Make the folder, with --overwrite without the files of the run before, and write settings.json.
 
-        Called when all that can be wrong has been looked at.
+        Called when all that can be wrong has been looked at. Until this process ends or the run does, no other process can begin there.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "wb")
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a process: a notebook may run its cell again
             for pattern in (*self.files, ".*.tmp") if self.overwrite else (".*.tmp",):  # those: what a killed run was writing
                 for file in self.path.glob(pattern):
                     file.unlink()
             write_json(self.path / "settings.json", self.settings)
+        except BlockingIOError:
+            raise UserError(f"another process is at work in {self.path}: wait for it, or name another folder with --out") from None
         except OSError as error:
             raise UserError(f"{error.filename or self.path} cannot be written: {error.strerror}") from None
 
@@ -181,6 +186,7 @@ class RunFolder:
         write_json(self.path / "cost.json", {"seconds": round(seconds, 3), "peak_memory_bytes": peak_memory(), **(costs or {})})
         if complete:
             write_json(self.path / "result.json", result)
+        self._lock.close()
         return result
 
 
