@@ -108,6 +108,12 @@ def _how(thinking: bool, sampling: Sampling, rules: bool) -> dict[str, Any]:
     return {"thinking": thinking, "sampling": sampling, "rules": rules, "guiding": Guiding(guided=True)}
 
 
+def check_wait(seconds: float) -> None:
+    """Raise UserError for what is no longest wait."""
+    if not 0 < seconds <= 1e6:
+        raise UserError(f"max-wait is a number of seconds above 0, at most a million, not {seconds}")
+
+
 class Live:
     """Events one by one: `put` them from any threads, iterate in one over what is recognised, in the order in which they were put.
 
@@ -116,8 +122,7 @@ class Live:
     """
 
     def __init__(self, recognizer: Recognizer, max_wait: float = 60.0, capacity: int = CAPACITY) -> None:
-        if not 0 < max_wait <= 1e6:
-            raise UserError(f"max-wait is a number of seconds above 0, at most a million, not {max_wait}")
+        check_wait(max_wait)
         self.recognizer, self.max_wait, self._closed = recognizer, max_wait, False
         self._queue: Queue[tuple[float, Event] | None] = Queue(capacity)
         self._waiting: deque[tuple[float, Event]] = deque()

@@ -30,7 +30,7 @@ from harkd.homes.prompt import CONTROL
 from harkd.homes.readers.common import clock
 from harkd.homes.readers.csv_home import SURROGATE
 from harkd.jsonl import JsonLinesWriter, read_json_lines
-from harkd.live import Live, Recognizer, live_mode
+from harkd.live import Live, Recognizer, check_wait, live_mode
 
 ANSWER = ("activity", "probability", "reasoning")  # what is added to an event
 LONGEST, LINE = 500, 1 << 16  # bytes of what an event tells, and of its line
@@ -114,6 +114,7 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     add_sampling_arguments(parser, guided=False)  # answers always are
     args = parser.parse_args(argv)
     parser.at_least_one(args, "window", "batch", "cache_tokens")
+    check_wait(args.max_wait)  # before the model is loaded
     thinking = live_mode(args.adapter, args.thinking)
     if args.temperature is None and not thinking:
         args.temperature = 0.0

@@ -124,6 +124,7 @@ def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path, torn):
         ([], "the following arguments are required: --model, --home"),
         (["--model", "{model}", "--home", "/nowhere"], "there is no home /nowhere"),
         (["--model", "{model}", "--home", "simulated:X"], "there is no simulated home"),
+        (["--model", "/nowhere", "--home", "simulated:D0", "--max-wait", "0"], "max-wait is a number of seconds above 0"),
         (["--model", "{model}", "--home", "simulated:D0", "--window", "0"], "--window must be at least 1"),
         (["--model", "{model}", "--home", "simulated:D0", "--out", "/nowhere/x"], "/nowhere/x cannot be written"),
         (["--model", "{model}", "--home", "~no-such-user/x"], "there is no home ~no-such-user/x"),
