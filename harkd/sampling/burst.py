@@ -27,7 +27,7 @@ from harkd.qwen3.config import Qwen3MoeConfig
 from harkd.qwen3.model import Qwen3
 from harkd.sampling.request import Sampling
 from harkd.sampling.sampler import sample, uniform
-from harkd.sampling.sequence import Sequence, pack
+from harkd.sampling.sequence import Sequence, pack, written_by
 
 GRAPHS = 32  # at most; the oldest makes room
 LEAST_KEYS = 1024  # of a prefix, and own ones, for which a graph is made
@@ -87,11 +87,8 @@ class Burst:
         token, position, plan = pack({one: one.tokens[one.past :] for one in sequences}, self.cache, device)
         numbers = [(one.key, len(one.tokens) - one.begin, len(one.pages) * self.cache.page_size) for one in sequences]
         key, count, places = torch.tensor(numbers, device=device).T.contiguous()
-        written = torch.zeros(len(token), self.vocab_size if sampling.presence_penalty else 0, dtype=torch.bool, device=device)
-        if sampling.presence_penalty:
-            pairs = [(row, id) for row, one in enumerate(sequences) for id in set(one.tokens[one.begin :])]
-            written[tuple(torch.tensor(pairs, dtype=torch.int64, device=device).view(-1, 2).T)] = True
         drawn = torch.zeros(len(token), steps, dtype=torch.int64, device=device)
+        written = written_by(sequences, self.vocab_size, device) if sampling.presence_penalty else drawn[:, :0].bool()
         logprobs = torch.zeros(drawn.shape, dtype=torch.promote_types(self.model.dtype, torch.float32), device=device)
         step = torch.zeros(1, dtype=torch.int64, device=device)
         plan = replace(plan, max_k=plan.max_k + steps - 1)

@@ -32,7 +32,7 @@ from harkd.sampling.memory import halved, lacks_memory, rehearse
 from harkd.sampling.places import Places
 from harkd.sampling.request import BATCH, Request, Sampling
 from harkd.sampling.sampler import sample, uniform
-from harkd.sampling.sequence import Run, Sequence, pack
+from harkd.sampling.sequence import Run, Sequence, pack, written_by
 
 PAGE = 32  # tokens
 BURST = 8  # tokens: the host is asked once for so many, and as many less one may be written for nothing
@@ -242,12 +242,9 @@ class Generator:
             outside = torch.tensor([[token not in one.branch for token in ids] for one in sequences], device=device)
             logits = self.model.head(rows, ids).masked_fill(outside, -torch.inf)  # [B, tokens at these branches]
         else:
-            ids, logits = range(self.vocab_size), self.model.head(rows)[:, : self.vocab_size]  # [B, V]
+            ids, logits = slice(None), self.model.head(rows)[:, : self.vocab_size]  # [B, V]
         if sampling.presence_penalty:
-            written = torch.zeros(len(sequences), self.model.config.vocab_size, dtype=torch.bool, device=device)
-            for row, one in enumerate(sequences):
-                written[row, one.tokens[one.begin :]] = True
-            written = written[:, ids] if guided else written[:, : self.vocab_size]
+            written = written_by(sequences, self.vocab_size, device)[:, ids]
         keys = torch.tensor([one.key for one in sequences], device=device)
         positions = torch.tensor([len(one.tokens) - one.begin for one in sequences], device=device)
         drawn, logprobs = sample(logits, sampling, uniform(keys, positions), written)

@@ -102,6 +102,14 @@ class Sequence(Run):
         self.tokens = tokens
 
 
+def written_by(sequences: list[Sequence], vocab_size: int, device: torch.device) -> Tensor:
+    """The tokens that each sequence has written, bool [B, V]."""
+    pairs = [(row, id) for row, one in enumerate(sequences) for id in set(one.tokens[one.begin :])]
+    written = torch.zeros(len(sequences), vocab_size, dtype=torch.bool, device=device)
+    written[tuple(torch.tensor(pairs, dtype=torch.int64, device=device).view(-1, 2).T)] = True
+    return written
+
+
 def pack(work: dict[Run, list[int]], cache: Cache, device: torch.device) -> tuple[Tensor, Tensor, Sequences]:
     """Ids [T], positions [T] and plan of a step in which the tokens `work[run]` enter the cache behind the past of each run.
 
