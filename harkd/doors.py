@@ -1,8 +1,8 @@
 """What the three doors share: flags, run folders, costs, and how a mistake of the user's ends.
 
-A run folder holds `settings.json` (what was asked, written first), the door's own files, `cost.json` (what the last process took) and,
-last, `result.json`: the JSON object that the door prints as its last line. Run again with the same settings, a door goes on where it
-stopped, or says that it is done; with other settings it asks for --overwrite.
+A run folder holds `.lock` (of the process at work there), `settings.json` (what was asked), the door's own files, `cost.json` (what the
+last process took) and, written last, `result.json`: the JSON object that the door prints as its last line. Run again with the same
+settings, a door goes on where it stopped, or says that it is done; with other settings it asks for --overwrite.
 """
 
 from __future__ import annotations
@@ -165,18 +165,20 @@ class RunFolder:
     def begin(self) -> None:
         """Make the folder, with --overwrite without the files of the run before, and write settings.json.
 
-        Called when all that can be wrong has been looked at. Until this process ends or the run does, no other process can begin there.
+        Called when all that can be wrong has been looked at. No other process can begin there before `finish`, or the end of this one.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "wb")
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a process: a notebook may run its cell again
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process holds it, and may begin again behind an error
+            if (self.path / "settings.json").exists():
+                self._compare()  # another process may have come and gone since
             for pattern in (*self.files, ".*.tmp") if self.overwrite else (".*.tmp",):  # those: what a killed run was writing
                 for file in self.path.glob(pattern):
                     file.unlink()
             write_json(self.path / "settings.json", self.settings)
         except BlockingIOError:
-            raise UserError(f"another process is at work in {self.path}: wait for it, or name another folder with --out") from None
+            raise UserError(f"another process is at work in {self.path}: wait for it, end it, or name another folder (--out)") from None
         except OSError as error:
             raise UserError(f"{error.filename or self.path} cannot be written: {error.strerror}") from None
 
@@ -186,7 +188,7 @@ class RunFolder:
         write_json(self.path / "cost.json", {"seconds": round(seconds, 3), "peak_memory_bytes": peak_memory(), **(costs or {})})
         if complete:
             write_json(self.path / "result.json", result)
-        self._lock.close()
+        os.close(self._lock)
         return result
 
 

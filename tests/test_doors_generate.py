@@ -211,22 +211,6 @@ def test_interrupted_it_says_how_to_go_on(argv, tmp_path):
     assert "what was begun is finished" in err and 1 <= len(set(ids(out))) == len(ids(out)) < 8 and not (out / "result.json").exists()
 
 
-def test_two_processes_do_not_share_a_folder(argv, tmp_path):
-    out = tmp_path / "out"
-    argv = [*argv, "--max-new-tokens", 200, "--batch", 1]
-    process = child("generate", *argv)
-    while not ((out / "traces.jsonl").exists() and (out / "traces.jsonl").stat().st_size):
-        assert process.poll() is None
-    before = (out / "traces.jsonl").read_bytes()
-    for more in ([], ["--overwrite"]):
-        code, _, _, err = outcome(main, *argv, *more)
-        assert code == 2 and err.splitlines()[-1].startswith(f"harkd.generate: another process is at work in {out}: ")
-    assert process.poll() is None and (out / "traces.jsonl").read_bytes().startswith(before)
-    kill(process, lambda: True)
-    run(main, *argv, "--max-new-tokens", 6, "--overwrite")
-    assert len(set(ids(out))) == len(ids(out)) == 8
-
-
 def test_with_an_adapter(argv, model, data, tmp_path):
     from harkd.train import main as train
 

@@ -11,7 +11,7 @@ from harkd.train import main
 from tests.door_cases import lines, mixed, model, outcome, run, short_prompts  # noqa: F401
 from tests.train_cases import losses, traces, truth  # noqa: F401
 
-FILES = {"settings.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "previous.safetensors", "adapter_config.json", "adapter_model.safetensors", "harkd.json", "cost.json", "result.json"}
+FILES = {".lock", "settings.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "previous.safetensors", "adapter_config.json", "adapter_model.safetensors", "harkd.json", "cost.json", "result.json"}
 
 
 def test_the_truth_is_learnt(truth, model, tmp_path):

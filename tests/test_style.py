@@ -71,7 +71,7 @@ def code_lines(path: Path) -> int:
 def test_the_whole_house_is_seen():
     assert len(FILES) > 40 and {room(path) for path in FILES} >= {*ROOMS, "kernels"}
     house = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tools"]
-    assert 4000 < sum(map(code_lines, house)) <= 8190
+    assert 4000 < sum(map(code_lines, house)) <= 8250
 
 
 @every_file

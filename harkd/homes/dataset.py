@@ -132,11 +132,14 @@ class Dataset:
 def content_digest(data: str) -> str | None:
     """16 hex digits of the files under the PATH of `READER:PATH`: names, sizes and bytes, of 256 MiB and more the first 64 KiB of each.
 
-    None for what is simulated. Hidden files and runs of harkd's are left aside. Raises UserError for a file that cannot be read.
+    Of a simulated home, what is drawn of it; None without files. Hidden files and runs of harkd's are left aside. Raises UserError for a
+    file that cannot be read.
     """
     reader, _, path = data.partition(":")
+    if reader == "simulated":
+        return hashlib.sha256(repr(simulated.house(path or "D0")).encode()).hexdigest()[:16]
     root, files, digest = os.path.expanduser(path), [], hashlib.sha256()
-    for folder, inner, names in os.walk(root) if reader != "simulated" else ():
+    for folder, inner, names in os.walk(root):
         if "settings.json" in names:
             inner.clear()
         else:

@@ -88,7 +88,8 @@ class Burst:
         numbers = [(one.key, len(one.tokens) - one.begin, len(one.pages) * self.cache.page_size) for one in sequences]
         key, count, places = torch.tensor(numbers, device=device).T.contiguous()
         drawn = torch.zeros(len(token), steps, dtype=torch.int64, device=device)
-        written = written_by(sequences, self.vocab_size, device) if sampling.presence_penalty else drawn[:, :0].bool()
+        none = torch.zeros(len(token), 0, dtype=torch.bool, device=device)
+        written = written_by(sequences, self.vocab_size, device) if sampling.presence_penalty else none
         logprobs = torch.zeros(drawn.shape, dtype=torch.promote_types(self.model.dtype, torch.float32), device=device)
         step = torch.zeros(1, dtype=torch.int64, device=device)
         plan = replace(plan, max_k=plan.max_k + steps - 1)
