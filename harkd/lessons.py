@@ -33,7 +33,7 @@ class TrainSettings:
     traces: str | None = None
     train_on: str = "reasoning"
     keep: str = "correct"
-    min_agreement: float = 1.0
+    min_agreement: float = 0.8
     cap: int | None = None
     data: str | None = None
     split: str = "train"

@@ -9,6 +9,7 @@ from harkd.distill.examples import examples_from_traces, examples_from_truth, pr
 from harkd.distill.select import consistency, select, yield_table
 from harkd.errors import UserError
 from harkd.homes.events import Event, Home, Label, Window
+from harkd.lessons import TrainSettings
 from harkd.qwen3.tokenizer import read_tokenizer
 from tests.distill_cases import make_trace
 from tests.tiny import tiny_tokenizer
@@ -45,8 +46,9 @@ def test_correct_keeps_every_sample_that_agrees_enough():
     selection = select(TRACES)
     assert ids(selection) == [("a", 0), ("a", 1), ("a", 2)]
     unusable = {"without a label for every event": 1, "cut off by length": 1, "without truth to agree with": 1}
-    assert selection.dropped == {"agreement below 1.0": 2, **unusable}
+    assert selection.dropped == {"agreement below 0.8": 2, **unusable}
     assert "kept 3 of 8 traces (dropped: 1 without a label for every event, 1 cut off by length, 1 without truth to agree with, 2 " in selection.summary
+    assert TrainSettings("", "").min_agreement == 0.8  # as a door has it
     assert ids(select(TRACES, "correct", 0.5)) == [("a", 0), ("a", 1), ("a", 2), ("b", 1)]
 
 
