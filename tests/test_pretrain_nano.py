@@ -10,6 +10,7 @@ from harkd.homes.answer import parse_answer
 from harkd.homes.dataset import read
 from harkd.homes.prompt import system_message
 from harkd.homes.simulated import house
+from harkd.homes.simulated_world import first_word, plain
 from tools import pretrain_nano
 from tools.pretrain_nano import NAMES, PARTS, SIZES, WORDS, corpus, homes, known_words, main, make_tokenizer, names, parts, words
 
@@ -51,7 +52,7 @@ def test_names_are_what_a_home_calls_each_activity_and_their_order_is_not_learnt
     for number in range(5):
         home, found = house(f"P{NAMES + number}"), names(number)
         ((_, (system, _, answer), *_),), (example,) = found, corpus(tokenizer, [found])
-        told = {activity: label for activity, label in home.labels.items() if activity != "wake"}
+        told = {plain(label): label for label in home.home.label_names}
         assert system["content"] == "\n".join(["# Activities", *(f"- {label}" for label in told.values())])
         lines = answer["reasoning_content"].splitlines()
         assert sorted(lines) == sorted(f"{activity} {label}" for activity, label in told.items()) and lines != sorted(lines)
@@ -61,7 +62,7 @@ def test_names_are_what_a_home_calls_each_activity_and_their_order_is_not_learnt
 
 
 def test_any_words_stand_behind_the_first_of_a_name(tokenizer):
-    known, told, more = known_words(tokenizer), set(), 0
+    known, told, more, examples = known_words(tokenizer), set(), 0, []
     assert "kitchen" in known and known == sorted(set(known)) and not any(set("< \n\ufffd") & set(word) for word in known)
     for number in range(300):
         home, found = house(f"P{WORDS + number}"), words(number, known)
@@ -72,12 +73,15 @@ def test_any_words_stand_behind_the_first_of_a_name(tokenizer):
         for activity, label in said.items():
             assert any(line == f"- {label}" or line.startswith(f"- {label}: ") for line in lines)
             first, *others = label.replace("_", " ").split(" ")
-            assert home.labels[activity].replace("_", " ").split()[0] == first and others
+            assert plain(label) == activity and others
+            assert first in map(first_word, home.home.label_names)
+        examples += [event["activity"] in said.values() for event in json.loads((system["content"].split("Output:\n") + ["[]"])[1])]
         told.update(example.prefix)
         more += "\n\n" in system["content"]
     assert 75 < more < 140  # half of them at most are told of in part
-    plain = {id for lesson in map(names, range(300)) for id in corpus(tokenizer, [lesson])[0].prefix}
-    assert len(told) > 0.8 * tokenizer.vocab_size > 4 * len(plain)
+    assert all(examples) and len(examples) > 50  # an example uses the new names
+    without = {id for lesson in map(names, range(300)) for id in corpus(tokenizer, [lesson])[0].prefix}
+    assert len(told) > 0.8 * tokenizer.vocab_size > 4 * len(without)
 
 
 def test_a_part_tells_the_activities_and_some_of_the_rest(tokenizer):

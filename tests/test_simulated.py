@@ -15,7 +15,7 @@ from harkd.errors import UserError
 from harkd.homes.dataset import read
 from harkd.homes.prompt import prompt, system_message, user_message
 from harkd.homes.simulated import DAYS, DAYTIMES, house, reasoning
-from harkd.homes.simulated_world import ACTIVITIES, THINGS
+from harkd.homes.simulated_world import ACTIVITIES, MERGED, MOTION_NAMES, THINGS, first_word, plain
 from harkd.scoring.baselines import SensorLookup
 from harkd.scoring.metrics import score
 from tests.helpers import ROOT
@@ -108,7 +108,8 @@ def starts(home, activity):
 
 
 def test_meals_are_told_apart_by_time_and_leaving_by_order():
-    home = next(home for home in D if {"breakfast", "lunch", "dinner", "leave", "enter"} <= home.labels.keys() and "coats" in home.sensors)
+    told = ("breakfast", "lunch", "dinner", "leave", "enter")
+    home = next(home for home in D if "coats" in home.sensors and [plain(home.labels[activity]) for activity in told] == list(told))
     hours = [median(starts(home, meal)) for meal in ("breakfast", "lunch", "dinner")]
     assert hours[0] + 3 < hours[1] < hours[2] - 3
     door, coats = home.sensors["door"][0].name, home.sensors["coats"][0].name
@@ -146,14 +147,32 @@ def test_residents_act_at_the_same_time():
 
 
 def test_the_thought_names_every_event_once():
-    dataset = read("simulated:P3")
-    for window in list(dataset.windows())[:50]:
+    home = house("P3")
+    thing = {(place.room, place.name): thing for thing, places in home.sensors.items() for place in places}
+    seen = Counter()
+    for window in list(read("simulated:P3").windows())[:50]:
         labels = true_answer(window)
         if labels is None:
             continue
-        of = {label: activity for activity, label in house("P3").labels.items() if activity != "wake"}
-        plain = [of[label] if event.labels else "unclear" for event, label in zip(window.events, labels)]
+        said = [plain(label) if event.labels else "unclear" for event, label in zip(window.events, labels)]
         parts = [next(part for end, part in DAYTIMES if event.time.hour < end) for event in window.events]
-        asked = zip(parts, window.events, plain, labels, strict=True)
-        lines = [f"{n} {part} {event.sensor}: {activity} {label}" for n, (part, event, activity, label) in enumerate(asked, 1)]
-        assert reasoning(window, labels) == "\n".join(lines)
+        places = ["motion" if event.sensor in MOTION_NAMES else thing[event.room, event.sensor] for event in window.events]
+        seen.update(places)
+        asked = zip(parts, places, said, labels, strict=True)
+        lines = [f"{n} {part} {place}: {activity} {label}" for n, (part, place, activity, label) in enumerate(asked, 1)]
+        assert reasoning(home, window, labels) == "\n".join(lines)
+    assert len(seen) > 10 and seen["motion"]
+
+
+def test_the_first_word_of_a_label_tells_what_it_stands_for():
+    firsts = [first_word(name) for of in (*ACTIVITIES.values(), *MERGED.values()) for name in of.names]
+    assert len(firsts) == len(set(firsts)) > 100
+    merges = Counter()
+    for home in P:
+        for activity, label in home.labels.items():
+            merged = next((name for name, of in MERGED.items() if activity in of.activities and label.replace("_", " ") in of.names), None)
+            assert plain(label) == (merged or {"wake": "sleep"}.get(activity, activity))
+            assert merged is None or all(home.labels.get(other, label) == label for other in MERGED[merged].activities)
+            merges[merged] += 1
+        assert list(home.home.label_names) == list(dict.fromkeys(home.labels.values()))
+    assert all(merges[name] > 50 for name in (None, *MERGED))

@@ -8,7 +8,7 @@ recipe on
     true answers        no teacher, no reasoning
     shuffled traces     every window with the trace of another one: what a student learns from them is no more than the form
     all traces          whatever they say
-    correct traces      those that agree with the truth, as the doors do it
+    correct traces      those that agree with the truth at four events of five, as the doors do it
     correct answers     what these traces answer, without the reasoning before it
 
 All of them, the teacher, the student before and two baselines then label the held-out days of D<S>, and of T<S>, a home that no one was

@@ -1,6 +1,6 @@
 """Pretrain nano-teacher and nano-student on simulated homes: the same recipe, corpus and number of tokens, and only the size differs.
 
-    python -m tools.pretrain_nano runs/nano             (two and a half hours on one core; the same command goes on where it was stopped)
+    python -m tools.pretrain_nano runs/nano             (three hours on one core; the same command goes on where it was stopped)
 
 1. A byte-level BPE tokenizer with Qwen3's split and special tokens, from the prompts and answers of the first homes of family P, which
    have few words, and from MARBLE's prompt and the text of the licence, so that other homes' words do not fall to pieces.
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -45,7 +44,7 @@ from harkd.homes.events import Home, Label, Recording, Window
 from harkd.homes.prompt import joined, sections, system_message, user_message
 from harkd.homes.readers import marble_home
 from harkd.homes.simulated import House, house, reasoning, recordings
-from harkd.homes.simulated_world import MOTION_NAMES
+from harkd.homes.simulated_world import MOTION_NAMES, first_word, plain
 from harkd.homes.windows import windows
 from harkd.qwen3.config import Qwen3Config
 from harkd.qwen3.model import Qwen3, initialise
@@ -123,40 +122,40 @@ def system_part(home: Home, rng: Random, share: float) -> str:
     return joined(part for part in sections(home) if part[0] == "Activities" or rng.random() < share)
 
 
-def lesson(system: str, window: Window, rng: Random) -> Lesson:
+def lesson(drawn: House, system: str, window: Window, rng: Random) -> Lesson:
     """A window behind that system message, and its true answer, in a share REASONED behind a thought."""
     labels, thinking = true_answer(window), rng.random() < REASONED
-    turn = {"role": "assistant", "content": canonical(labels), "reasoning_content": reasoning(window, labels) if thinking else ""}
+    turn = {"role": "assistant", "content": canonical(labels), "reasoning_content": reasoning(drawn, window, labels) if thinking else ""}
     return Lesson(window.id, [{"role": "system", "content": system}, {"role": "user", "content": user_message(window)}, turn], thinking)
 
 
-def naming(drawn: House, system: str, rng: Random) -> Lesson:
+def naming(home: Home, system: str, rng: Random) -> Lesson:
     """What a home calls each of its activities, in any order."""
-    named = [(activity, label) for activity, label in drawn.labels.items() if activity != "wake"]
-    thought = "\n".join(f"{activity} {label}" for activity, label in rng.sample(named, len(named)))
+    named = home.label_names
+    thought = "\n".join(f"{plain(label)} {label}" for label in rng.sample(named, len(named)))
     question, answer = {"role": "user", "content": "[]"}, {"role": "assistant", "content": "[]", "reasoning_content": thought}
-    return Lesson(drawn.name, [{"role": "system", "content": system}, question, answer], True, by_chance=True)
+    return Lesson(home.name, [{"role": "system", "content": system}, question, answer], True, by_chance=True)
 
 
 def names(number: int) -> list[Lesson]:
     """The names of a home of P, and nothing else of it."""
     drawn, rng = house(f"P{NAMES + number}"), Random(f"names {number}")
-    return [naming(drawn, system_part(drawn.home, rng, 0), rng)]
+    return [naming(drawn.home, system_part(drawn.home, rng, 0), rng)]
 
 
 def words(number: int, known: Sequence[str]) -> list[Lesson]:
     """The names of another home, with one or two words of any kind behind the first of each. So a model learns to copy what it never saw,
-    and the embedding of every word: those of tokens that no text holds move alike, until bfloat16 knows no difference. (An example, where
-    it is told, keeps the old names: the models that ship were trained so.)"""
+    and the embedding of every word: those of tokens that no text holds move alike, until bfloat16 knows no difference."""
     drawn, rng = house(f"P{WORDS + number}"), Random(f"words {number}")
     blank, named = rng.choice(" _"), {}
     for label in drawn.home.label_names:
         letters = chr(rng.randint(*rng.choice(LETTERS)))
         more = (letters if rng.random() < 0.1 else "".join(rng.choices(known, k=rng.randint(1, 2))) for _ in range(rng.randint(1, 2)))
-        named[label] = blank.join([re.split("[ _]", label)[0], *more])
-    home = replace(drawn.home, labels=tuple(Label(named[label.name], label.description) for label in drawn.home.labels))
-    drawn = replace(drawn, home=home, labels={activity: named[label] for activity, label in drawn.labels.items()})
-    return [naming(drawn, system_part(home, rng, rng.choice((0, TOLD))), rng)]
+        named[label] = blank.join([first_word(label), *more])
+    labels = tuple(Label(named[label.name], label.description) for label in drawn.home.labels)
+    example = tuple(replace(event, labels=tuple(named[label] for label in event.labels)) for event in drawn.home.example)
+    home = replace(drawn.home, labels=labels, example=example)
+    return [naming(home, system_part(home, rng, rng.choice((0, TOLD))), rng)]
 
 
 def known_words(tokenizer: Tokenizer) -> list[str]:
@@ -170,7 +169,7 @@ def parts(number: int) -> list[Lesson]:
     drawn, rng = house(f"P{PARTS + number}"), Random(f"parts {number}")
     system, window = system_part(drawn.home, rng, TOLD), scattered(rng.choice(recordings(drawn, DAYS)), rng)
     few = replace(window, events=window.events[: rng.randint(2, 6)])
-    return [naming(drawn, system, rng), lesson(system, few, rng)]
+    return [naming(drawn.home, system, rng), lesson(drawn, system, few, rng)]
 
 
 def homes(number: int, count: int) -> list[Lesson]:
@@ -179,7 +178,7 @@ def homes(number: int, count: int) -> list[Lesson]:
     system, (one, other) = system_message(drawn.home), rng.sample(recordings(drawn, DAYS), 2)
     found = [window for window in windows(other) if true_answer(window)]
     asked = [scattered(one, rng), *rng.sample(found, min(count, len(found)))]
-    return [naming(drawn, system, rng), *(lesson(system, window, rng) for window in asked)]
+    return [naming(drawn.home, system, rng), *(lesson(drawn, system, window, rng) for window in asked)]
 
 
 def corpus(tokenizer: Tokenizer, homes: Iterable[list[Lesson]]) -> list[TrainingExample]:
@@ -209,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--names", type=int, default=3000)
     parser.add_argument("--parts", type=int, default=4000)
     parser.add_argument("--homes", type=int, default=7000)
-    parser.add_argument("--words", type=int, default=1000)
+    parser.add_argument("--words", type=int, default=3000)
     parser.add_argument("--windows", type=int, default=3, help="of a home, beside one of events from all over a day")
     parser.add_argument("--lr", type=float, default=0.192, help="times the width of the model")
     parser.add_argument("--seed", type=int, default=0)

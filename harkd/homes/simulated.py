@@ -5,10 +5,10 @@
                                                                      T  to see what a student keeps in another home
 
 A home is drawn from its name: rooms, sensors, what they and the activities are called, and 1 to 4 residents with habits of their own.
-Layout, sensor names and labels each belong to one family by their hash, so that no home of D or T repeats one of P; their words all occur
-in P. A day is drawn from (home, day). Activities share sensors and are told apart by order (coats, then door), by the time of day (meals)
-or by another sensor (console and television); motion sensors see whoever is there; some events do not say what they belong to, and no
-reader can know.
+Some homes have one label for related activities, such as all meals. Layout, sensor names and labels each belong to one family by their
+hash, so that no home of D or T repeats one of P; their words all occur in P. A day is drawn from (home, day). Activities share sensors and
+are told apart by order (coats, then door), by the time of day (meals) or by another sensor (console and television); motion sensors see
+whoever is there; some events do not say what they belong to, and no reader can know.
 A recording is a day, and a group of its own: residents sleep through midnight.
 """
 
@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar
 
 from harkd.errors import UserError
 from harkd.homes.events import Event, Home, Label, Recording, Window
-from harkd.homes.simulated_world import ACTIVITIES, KINDS, MOTION_NAMES, ROOMS, RULES, THINGS
+from harkd.homes.simulated_world import ACTIVITIES, KINDS, MERGED, MOTION_NAMES, ROOMS, RULES, THINGS, plain
 
 FAMILIES = {"P": range(0, 12), "D": range(12, 14), "T": range(14, 16)}  # shares of a hash's 16 values
 DAYS = 56
@@ -33,6 +33,7 @@ FIRST_DAY = datetime(2024, 1, 1)
 OPTIONAL = ("console", "lamp", "computer", "cabinet", "wardrobe", "coats", "shower", "toilet")
 MISSING_OFF = 0.03  # share of ends that no sensor reports
 GHOSTS = 0.02  # events that nobody caused, to those that somebody did: they are not scored
+MERGES = 0.3  # chance of a home to have one label for related activities, for each such group
 DAYTIMES = ((6, "night"), (11, "morning"), (14, "midday"), (18, "afternoon"), (23, "evening"), (24, "night"))  # until that hour
 STRAY = 0.15  # share of long stays in which something is touched that has nothing to do with them
 
@@ -89,7 +90,8 @@ def house(name: str) -> House:
     labels = _drawn(family, partial(_labels, rng, things))
     words = {kind: rng.choice(choices) for kind, choices in KINDS.items()}
     describe, rules = rng.random() < 0.7, tuple(rng.sample(RULES, rng.randint(2, 4)))
-    told = tuple((label, ACTIVITIES[activity].meaning if describe else "") for activity, label in labels.items() if activity != "wake")
+    known = ACTIVITIES | MERGED
+    told = tuple((label, known[plain(label)].meaning if describe else "") for label in dict.fromkeys(labels.values()))
     listed: dict[str, list[str]] = {}
     for sensor in (*motion.values(), *(sensor for places in sensors.values() for sensor in places)):
         on, off = words[sensor.kind]
@@ -145,6 +147,10 @@ def _labels(rng: Random, things: tuple[str, ...]) -> dict[str, str]:
     offered = rng.sample(possible, len(possible))
     blank = rng.choice((" ", " ", "_"))
     labels = {activity: rng.choice(ACTIVITIES[activity].names).replace(" ", blank) for activity in offered}
+    for merged in MERGED.values():
+        name = rng.choice(merged.names).replace(" ", blank)
+        if rng.random() < MERGES:
+            labels |= {activity: name for activity in offered if activity in merged.activities}
     return labels | {"wake": labels["sleep"]}
 
 
@@ -238,12 +244,13 @@ def _run(home: House, rng: Random, index: int, resident: str, name: str, clock: 
     return clock
 
 
-def reasoning(window: Window, labels: Sequence[str]) -> str:
-    """A short thought that leads to `labels`, a line for each event: the time of day, the sensor, what it belongs to in words that are the
-    same in all homes ("unclear" where nobody caused it), and what this home calls that."""
-    plain = {name: activity for activity, (*_, names, _meaning) in ACTIVITIES.items() for name in names}
+def reasoning(home: House, window: Window, labels: Sequence[str]) -> str:
+    """A short thought that leads to `labels`, a line for each event: the time of day, the thing it came from and what it belongs to in
+    words that are the same in all homes ("unclear" where nobody caused it), and what this home calls that."""
+    sensors = home.sensors | {"motion": tuple(home.motion.values())}
+    things = {(sensor.room, sensor.name): thing for thing, own in sensors.items() for sensor in own}
     lines = []
     for number, (event, label) in enumerate(zip(window.events, labels, strict=True), 1):
         part = next(part for end, part in DAYTIMES if event.time.hour < end)
-        lines.append(f"{number} {part} {event.sensor}: {plain[label.replace('_', ' ')] if event.labels else 'unclear'} {label}")
+        lines.append(f"{number} {part} {things[event.room, event.sensor]}: {plain(label) if event.labels else 'unclear'} {label}")
     return "\n".join(lines)

@@ -3,12 +3,13 @@
 A script is a line of steps: `fridge` is used and let go of within seconds, `couch+` begins, `couch-` ends, `20m` passes that many minutes
 (half to one and a half times), `?` behind a step leaves it out half of the time.
 
-The first word of an activity's name tells it from all others, whatever the home calls it: a small model, which reads from left to right,
-finds the name in a list by it.
+The first word of a label tells what it stands for, one activity or the related ones that this home has a single label for, whatever the
+home calls it: a small model, which reads from left to right, finds the label in a list by it.
 """
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -73,58 +74,110 @@ THINGS = {
     "door": Thing("hall", "contact", ("front door", "main door")),
 }
 
-# two lines each: name, "hour probability" of each slot, what homes call it, what it means; then its scripts. "wake" is the end of "sleep",
-# and so labelled; "enter" is whenever somebody who left comes back
+# three lines each: name, "hour probability" of each slot, what it means; what homes call it; scripts. "wake" is the end of "sleep", and so
+# labelled; "enter" is whenever somebody who left comes back
 _TABLE = """\
-wake | 6.8 1.0 |  |
+wake | 6.8 1.0 |
+
     bed-
-sleep | 22.8 1.0 | sleeping, resting in bed, bed rest | lies in bed at night until the morning
+sleep | 22.8 1.0 | lies in bed at night until the morning
+    sleeping, resting in bed, bed rest, slumber, night rest, dormancy
     bed+
-toilet | 7.0 0.9, 11.0 0.5, 15.0 0.5, 19.0 0.6, 22.0 0.6 | toileting, toilet visit, lavatory use | uses the toilet, may wash hands behind it
+toilet | 7.0 0.9, 11.0 0.5, 15.0 0.5, 19.0 0.6, 22.0 0.6 | uses the toilet, may wash hands behind it
+    toileting, toilet visit, lavatory use, WC use, restroom visit, relief
     toilet basin?
-wash | 7.2 0.9, 22.2 0.7 | showering, body care, hygiene | takes a shower or washes at the basin
+wash | 7.2 0.9, 22.2 0.7 | takes a shower or washes at the basin
+    showering, body care, hygiene, ablution, bathing, grooming
     shower+ 6m shower- basin?; basin+ 2m basin- cabinet?
-medicine | 8.3 0.6, 21.0 0.6 | medication, medicine intake, pills | takes pills from the cabinet, then water
+medicine | 8.3 0.6, 21.0 0.6 | takes pills from the cabinet, then water
+    medication, medicine intake, pills, tablets, treatment, drugs
     cabinet basin; cabinet basin cabinet?
-dress | 7.6 0.9, 18.5 0.4 | dressing, clothes change, outfit change | takes clothes out
+dress | 7.6 0.9, 18.5 0.4 | takes clothes out
+    dressing, clothes change, outfit change, attire, getting dressed, wardrobe use
     wardrobe wardrobe? bed?
-breakfast | 7.8 0.95 | breakfast preparation, morning cooking, early meal preparation | gets a meal ready in the morning
+breakfast | 7.8 0.95 | gets a meal ready in the morning
+    breakfast preparation, morning cooking, early meal preparation, daybreak meal, sunrise cooking
     kettle+ fridge drawer? cupboard kettle-; fridge stove+ drawer 4m stove- fridge?; cupboard fridge microwave+ 2m microwave- drawer?
-lunch | 12.2 0.9 | lunch preparation, midday cooking, noon meal preparation | gets a meal ready at midday
+lunch | 12.2 0.9 | gets a meal ready at midday
+    lunch preparation, midday cooking, noon meal preparation, luncheon, daytime cooking
     fridge stove+ cupboard drawer 8m sink? stove-; fridge cupboard microwave+ 3m microwave- drawer
-dinner | 18.6 0.95 | dinner preparation, evening cooking, supper preparation | gets a meal ready in the evening
+dinner | 18.6 0.95 | gets a meal ready in the evening
+    dinner preparation, evening cooking, supper preparation, late meal preparation, nightly cooking
     fridge cupboard stove+ drawer 9m fridge? stove-; cupboard stove+ sink 6m drawer stove-; fridge microwave+ 3m drawer microwave-
-drink | 10.2 0.7, 16.2 0.8, 20.6 0.6 | drinking, coffee or tea, beverage preparation | makes or takes a drink between meals
+drink | 10.2 0.7, 16.2 0.8, 20.6 0.6 | makes or takes a drink between meals
+    drinking, coffee or tea, beverage preparation, refreshment, tea time, thirst
     kettle+ drawer 2m kettle-; fridge drawer; kettle+ cupboard kettle-
-eat | 8.1 0.9, 12.7 0.9, 19.1 0.95 | eating, meal at the table, dining | sits at the table and eats
+eat | 8.1 0.9, 12.7 0.9, 19.1 0.95 | sits at the table and eats
+    eating, meal at the table, dining, food intake, feeding, having a meal
     chair+ 12m chair-; chair+ 5m chair- chair+ 6m chair-
-dishes | 8.5 0.6, 13.2 0.7, 19.6 0.8 | dishwashing, washing up, cleaning dishes | washes the dishes after a meal and puts them away
+dishes | 8.5 0.6, 13.2 0.7, 19.6 0.8 | washes the dishes after a meal and puts them away
+    dishwashing, washing up, cleaning dishes, scrubbing, rinsing dishes, crockery
     sink+ 3m sink- drawer; sink drawer sink+ 2m sink- drawer?
-tv | 13.8 0.4, 17.4 0.4, 20.2 0.9 | watching television, viewing, TV time | sits on the couch with the television on
+tv | 13.8 0.4, 17.4 0.4, 20.2 0.9 | sits on the couch with the television on
+    watching television, viewing, TV time, screen time, television, broadcasts
     tv+ couch+ 40m couch- tv-; couch+ tv+ 30m tv- couch-; tv+ couch+ 15m couch- couch+ 15m couch- tv-
-game | 14.8 0.5, 17.0 0.5, 21.0 0.4 | gaming, playing video games, console games | plays with the console on the television
+game | 14.8 0.5, 17.0 0.5, 21.0 0.4 | plays with the console on the television
+    gaming, playing video games, console games, games, joystick, video games
     console+ tv+ couch+ 30m couch- console- tv-; tv+ console+ couch+ 25m console- couch- tv-
-read | 10.6 0.4, 15.4 0.6, 21.4 0.5 | reading, book reading, literature | sits on the couch under the lamp
+read | 10.6 0.4, 15.4 0.6, 21.4 0.5 | sits on the couch under the lamp
+    reading, book reading, literature, novels, perusal, magazine reading
     lamp+ couch+ 25m couch- lamp-; couch+ lamp+ 30m lamp- couch-
-work | 9.2 0.7, 13.6 0.6, 16.6 0.3 | working at the computer, PC work, desk work | sits at the desk
+work | 9.2 0.7, 13.6 0.6, 16.6 0.3 | sits at the desk
+    working at the computer, PC work, desk work, office work, study, computer use
     desk+ computer+ 60m desk- desk+ 30m computer- desk-; computer+ desk+ 50m desk- computer-
-leave | 8.9 0.5, 15.6 0.4 | leaving home, going out, exit | takes a coat, then goes out of the door
+leave | 8.9 0.5, 15.6 0.4 | takes a coat, then goes out of the door
+    leaving home, going out, exit, outing, departure, stepping out
     coats door
-enter |  | entering home, coming back, arrival | comes in at the door, then puts the coat away
+enter |  | comes in at the door, then puts the coat away
+    entering home, coming back, arrival, return, homecoming, back home
     door coats
 """
 
 
 def _read(table: str) -> dict[str, Activity]:
     lines, found = table.splitlines(), {}
-    for head, scripts in zip(lines[::2], lines[1::2]):
-        name, slots, names, meaning = (part.strip() for part in head.split("|"))
+    for head, names, scripts in zip(lines[::3], lines[1::3], lines[2::3]):
+        name, slots, meaning = map(str.strip, head.split("|"))
         pairs = tuple((float(hour), float(p)) for hour, p in map(str.split, filter(None, slots.split(", "))))
-        found[name] = Activity(pairs, tuple(scripts.strip().split("; ")), tuple(filter(None, names.split(", "))), meaning)
+        found[name] = Activity(pairs, tuple(scripts.strip().split("; ")), tuple(filter(None, names.strip().split(", "))), meaning)
     return found
 
 
 ACTIVITIES = _read(_TABLE)
+
+
+class Merged(NamedTuple):
+    """Activities that some homes have one label for: which, what homes call them, and what it means."""
+
+    activities: tuple[str, ...]
+    names: tuple[str, ...]
+    meaning: str
+
+
+MERGED = {
+    "meal": Merged(("breakfast", "lunch", "dinner"), ("cooking", "catering", "kitchen work", "making a meal"), "gets any meal ready"),
+    "care": Merged(
+        ("wash", "toilet", "dress"),
+        ("personal care", "self care", "freshening up", "bathroom use"),
+        "uses the bathroom or takes clothes out",
+    ),
+    "leisure": Merged(("tv", "game", "read"), ("leisure", "relaxing", "entertainment", "pastime"), "spends time on the couch"),
+    "table": Merged(("eat", "drink"), ("nourishment", "snacks and meals", "consuming", "nutrition"), "eats or drinks something"),
+    "passage": Merged(("leave", "enter"), ("passage", "door use", "transit", "crossing"), "goes out or comes in"),
+}
+
+def first_word(label: str) -> str:
+    """Of a label as a home spells it, with blanks or underscores."""
+    return re.split("[ _]", label)[0]
+
+
+_PLAIN = {first_word(name): key for key, known in (ACTIVITIES | MERGED).items() for name in known.names}
+
+
+def plain(label: str) -> str:
+    """The key in ACTIVITIES or MERGED that a label of any home stands for."""
+    return _PLAIN[first_word(label)]
+
 
 RULES = (
     "Each event has one activity: that of the person who caused it.",
