@@ -53,7 +53,7 @@ def test_wrong_bursts_failures_and_lack_of_time_are_told(record, monkeypatch, ca
 
     def forgetful(self, board, sampling):
         advance(self, board, sampling)
-        board.position.sub_(1)
+        board.token.zero_()
 
     with monkeypatch.context() as patch:
         patch.setattr(burst.Burst, "_advance", forgetful)
