@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from harkd.distill.select import MIN_AGREEMENT, select, yield_table
 from harkd.errors import UserError
 from harkd.homes.dataset import ReadOptions, group_digest, read
 from harkd.homes.prompt import TEMPLATE_VERSION
@@ -33,7 +34,7 @@ class TrainSettings:
     traces: str | None = None
     train_on: str = "reasoning"
     keep: str = "correct"
-    min_agreement: float = 0.8
+    min_agreement: float = MIN_AGREEMENT
     cap: int | None = None
     data: str | None = None
     split: str = "train"
@@ -137,7 +138,6 @@ class Lessons:
 def lessons(settings: TrainSettings, tokenizer: Tokenizer) -> Lessons:
     """Read traces or windows, select, hold out, tokenise; what is left out is printed. Raises UserError where nothing is left to learn."""
     from harkd.distill.examples import examples_from_traces, examples_from_truth, template_of
-    from harkd.distill.select import select, yield_table
     from harkd.distill.traces import read_traces
 
     counts: Counter[str] = Counter()

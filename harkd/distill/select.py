@@ -29,6 +29,7 @@ from harkd.errors import UserError
 from harkd.homes.prompt import CONTROL
 
 KEEP = ("correct", "consistent", "best", "all")
+MIN_AGREEMENT = 0.8
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -62,7 +63,7 @@ def unusable(trace: Trace) -> str | None:
     return "with a control token in its text" if found else None
 
 
-def select(traces: Iterable[Trace], keep: str = "correct", min_agreement: float = 0.8, cap: int | None = None) -> Selection:
+def select(traces: Iterable[Trace], keep: str = "correct", min_agreement: float = MIN_AGREEMENT, cap: int | None = None) -> Selection:
     """Choose the traces to learn from, as told at the top of this file. `min_agreement` matters to "correct" and "consistent" alone."""
     if keep not in KEEP:
         raise UserError(f"--keep is one of {', '.join(KEEP)}, not {keep!r}")

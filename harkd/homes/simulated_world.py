@@ -166,6 +166,7 @@ MERGED = {
     "passage": Merged(("leave", "enter"), ("passage", "door use", "transit", "crossing"), "goes out or comes in"),
 }
 
+
 def first_word(label: str) -> str:
     """Of a label as a home spells it, with blanks or underscores."""
     return re.split("[ _]", label)[0]
