@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,8 +42,10 @@ class Contestant:
         return self.model.removeprefix(BASELINE) if self.model.startswith(BASELINE) else None
 
 
-def contestants(models: Sequence[str], adapters: Sequence[str], thinking: bool | None) -> list[Contestant]:
-    """The rows of the comparison, with the sampling that Qwen3 recommends.
+def contestants(
+    models: Sequence[str], adapters: Sequence[str], thinking: bool | None, sampling: Callable[[bool], Sampling] = recommended
+) -> list[Contestant]:
+    """The rows of the comparison, with the sampling of each mode, by default what Qwen3 recommends.
 
     `thinking` None: as the adapters were trained, with reasoning where there is none. Raises UserError for an adapter of another base,
     prompt, answer form or mode.
@@ -65,8 +67,8 @@ def contestants(models: Sequence[str], adapters: Sequence[str], thinking: bool |
         modes = {adapter: mode(adapter, thinking) for adapter in adapters if len(places) == 1 or _place(bases[adapter]) == _place(model)}
         rows += [Contestant("", model, None, with_reasoning) for with_reasoning in dict.fromkeys(modes.values()) or [mode(None, thinking)]]
         rows += [Contestant("", model, adapter, with_reasoning) for adapter, with_reasoning in modes.items()]
-    rows = [row if row.baseline else replace(row, sampling=recommended(row.thinking)) for row in dict.fromkeys(rows)]
-    return _named(rows)
+    of = {thinks: sampling(thinks) for thinks in {row.thinking for row in rows if not row.baseline}}
+    return _named([row if row.baseline else replace(row, sampling=of[row.thinking]) for row in dict.fromkeys(rows)])
 
 
 def _place(ref: str) -> str:

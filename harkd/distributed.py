@@ -83,7 +83,7 @@ def join(device: str | None = None) -> Iterator[World]:
     own = f"cuda:{os.environ['LOCAL_RANK']}" if device in (None, "cuda") and torch.cuda.is_available() else device
     place = as_device(own)
     if place.type == "cuda":
-        torch.cuda.set_device(place)  # where Triton starts its kernels
+        torch.cuda.set_device(place)  # of what NCCL and graphs do
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_WAITS)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), str(place))

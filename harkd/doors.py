@@ -25,6 +25,7 @@ from harkd.files import read_json, write_json
 from harkd.homes.dataset import content_digest
 from harkd.homes.prompt import TEMPLATE_VERSION
 from harkd.memory import peak_memory
+from harkd.qwen3.config import DTYPES
 from harkd.recognition import Guiding, Machine
 from harkd.sampling.request import BATCH, Sampling, recommended
 
@@ -73,7 +74,7 @@ def enter(prog: str, run: Callable[[Sequence[str] | None], dict[str, Any]], argv
         return int(stop.code or 0)
     except KeyboardInterrupt:
         same = "the same command without --overwrite" if "--overwrite" in (sys.argv if argv is None else argv) else "the same command"
-        print(f"{prog}: interrupted; {same} goes on from here", file=sys.stderr)
+        print(f"{prog}: interrupted; {same} goes on from what is on the disk", file=sys.stderr)
         return 130
     return 0
 
@@ -81,7 +82,7 @@ def enter(prog: str, run: Callable[[Sequence[str] | None], dict[str, Any]], argv
 def add_model_arguments(parser: Parser) -> None:
     """--device and --dtype."""
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is a GPU")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32", "float64"], help="of the weights; as they are stored")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; as they are stored")
 
 
 def add_sampling_arguments(parser: Parser, guided: bool = True) -> None:

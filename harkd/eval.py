@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,15 +85,16 @@ def evaluate(
     from harkd.qwen3.weights import as_device
 
     datasets = datasets or [read(name, settings.options) for name in settings.data]
-    groups = Counter(group_digest(window) for dataset in datasets for window in _windows(settings, dataset))
     models = [row for row in settings.contestants if not row.baseline]
     inputs = digests((row.model for row in models), (row.adapter for row in models), data=settings.data)
     folder = RunFolder(settings.out, "eval", asdict(settings), overwrite, FILES, inputs)
     if folder.result is not None:
         print(tables(folder.result["models"]))
         return folder.result
+    groups = Counter(group_digest(window) for dataset in datasets for window in _windows(settings, dataset))
     for contestant in models:
         check_files(contestant, groups)
+    for contestant in {(row.model, row.thinking, row.sampling): row for row in models}.values():  # an adapter changes no prompt
         asked = (one for dataset in datasets for _, one in _asked(contestant, settings, dataset, _windows(settings, dataset)))
         check_fit(contestant.model, asked, machine)
     if any(row.adapter for row in models) and any(len(dataset.folded()) > 1 for dataset in datasets):
@@ -155,7 +157,7 @@ def _predict(
         parameters: list[Tensor] = [] if generator is None else list(generator.model.parameters())
         last = time.perf_counter()
         with tqdm(total=total, initial=len(done), desc=contestant.name, unit="window", file=sys.stderr) as progress:
-            for dataset in datasets:
+            for dataset in datasets if len(done) < total else ():  # else not even a baseline is fitted
                 known = {window for name, window in done if name == dataset.name}
                 if generator is None:
                     answers = (pair for pair in _baseline_answers(contestant, settings, dataset) if pair[0].id not in known)
@@ -201,7 +203,7 @@ def _labels(dataset: Dataset) -> list[str]:
 def _lost(settings: EvalSettings, dataset: Dataset) -> Iterator[tuple[str, Sequence[str]]]:
     """Group and true labels of the events that noise took from the evaluated stretch of each recording."""
     ends = Counter[tuple[str, str]]()
-    for window in _windows(settings, dataset) if dataset.options.noise else ():
+    for window in _windows(settings, dataset) if settings.limit is not None else ():
         ends[window.home, window.recording] = max(ends[window.home, window.recording], *(event.id for event in window.events))
     for recording, event in chain.from_iterable(part.lost(settings.split) for part in dataset.folded()):
         if settings.limit is None or event.id < ends[recording.home.name, recording.id]:
@@ -277,9 +279,7 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
         args.adapter, args.data = args.adapter or [f"{DEFAULT_RUNS}/adapter"], args.data or [SIMULATED, TRANSFER]
         if not Path(args.adapter[0]).is_dir():
             parser.error(f"there is no adapter {args.adapter[0]}: run harkd.train first, or name a --model")
-    rows = contestants(args.model, args.adapter, args.thinking)
-    samplings = {thinking: sampling_of(args, thinking) for thinking in {row.thinking for row in rows if not row.baseline}}
-    rows = [row if row.baseline else replace(row, sampling=samplings[row.thinking]) for row in rows]
+    rows = contestants(args.model, args.adapter, args.thinking, partial(sampling_of, args))
     data, how = args.data or SIMULATED, (read_options(args), args.dtype, guiding_of(args))
     settings = EvalSettings(tuple(rows), data, args.out, args.split, args.rules, args.limit, *how)
     if args.report:

@@ -78,12 +78,12 @@ def generate(settings: GenerateSettings, *, machine: Machine = Machine(), overwr
 
     mode(settings.adapter, settings.thinking)
     dataset = read(settings.data, settings.options)
-    total = settings.samples * sum(1 for _ in first_windows(dataset, settings.split, settings.limit))
     wanted = {name: value for name, value in asdict(settings).items() if name != "import_completions"}  # answers may come in several files
     inputs = digests([] if settings.import_completions else [settings.model], [settings.adapter], data=[settings.data])
     folder = RunFolder(settings.out, "generate", wanted, overwrite, FILES, inputs)
     if folder.result is not None:
         return folder.result
+    total = settings.samples * sum(1 for _ in first_windows(dataset, settings.split, settings.limit))
     with join(machine.device) as world:
         team = world.team(machine.tensor_parallel)
         teams, teacher = world.size // team.size, partial(_generated, machine=replace(machine, device=world.device), team=team)
@@ -256,8 +256,8 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     if args.export_prompts and args.import_completions:
         parser.error("--export-prompts writes questions and --import-completions reads answers: give one of them")
-    if args.guided and (args.export_prompts or args.import_completions):
-        parser.error("--guided is for a model that runs here")
+    if (args.guided or args.max_thinking is not None) and (args.export_prompts or args.import_completions):
+        parser.error(f"{'--guided' if args.guided else '--max-thinking'} is for a model that runs here")
     parser.at_least_one(args, "samples", "limit", "batch", "cache_tokens", "tensor_parallel")
     thinking = mode(args.adapter, args.thinking)
     out = args.out or ("" if args.export_prompts else f"{DEFAULT_RUNS}/traces")

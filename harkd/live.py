@@ -15,13 +15,14 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from queue import Empty, Queue
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from harkd.errors import UserError
 from harkd.homes.dataset import read
 from harkd.homes.events import Event, Home, Window
 from harkd.homes.readers.csv_home import read_home
-from harkd.qwen3.template import CLOSE, OPEN
+from harkd.qwen3.template import split_completion
 from harkd.recognition import Guiding, Machine, check_fit, load_generator, mode, probabilities, read_answer, request
 from harkd.sampling.request import Sampling, recommended
 
@@ -96,7 +97,7 @@ class Recognizer:
         for window, of_window in zip(windows, asked, strict=True):
             done, labels = written[of_window], self.home.label_names
             answer = read_answer(done.text, done.finish_reason, window, labels)
-            reasoning = done.text.rpartition(CLOSE)[0].strip().removeprefix(OPEN).strip()
+            reasoning = split_completion(done.text)[0].strip()
             given = probabilities(done, labels) or [{}] * len(window.events)
             for event, label, of in zip(window.events, answer.labels, given, strict=True):
                 found.append(Recognition(event, label, of.get(label), reasoning))
@@ -128,15 +129,19 @@ class Live:
         self._waiting: deque[tuple[float, Event]] = deque()
         self._found: deque[Recognition] = deque()
         self._ended = False  # nothing more comes out of the queue
+        self._door = Lock()  # no event comes behind the end
 
     def put(self, event: Event) -> None:
-        if self._closed:
-            raise UserError("this Live is closed: make another one for further events")
-        self._queue.put((time.monotonic(), event))
+        now = time.monotonic()
+        with self._door:
+            if self._closed:
+                raise UserError("this Live is closed: make another one for further events")
+            self._queue.put((now, event))
 
     def close(self) -> None:
-        self._closed = True
-        self._queue.put(None)
+        with self._door:
+            self._closed = True
+            self._queue.put(None)
 
     def __iter__(self) -> Iterator[Recognition]:
         while True:

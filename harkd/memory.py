@@ -37,13 +37,19 @@ def _peak_resident() -> int:
 
 
 def free_memory(device: str = "cpu") -> int:
-    """Bytes that can still be had: of a GPU what its driver says, else what the system and the container, if there is one, leave."""
+    """Bytes that can still be had: of a GPU what its driver and torch have, else what the system and the container, if there is one, leave.
+
+    What others hold as file cache can be had too.
+    """
     if device.startswith("cuda"):
-        return sys.modules["torch"].cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, IndexError):  # Linux: what others hold as file cache can be had too
+        cuda = sys.modules["torch"].cuda
+        return cuda.mem_get_info(device)[0] + cuda.memory_reserved(device) - cuda.memory_allocated(device)
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"  # macOS: all there are
+    free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, IndexError):  # Linux
         free = int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) << 10
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, IndexError):
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used)
+        cached = Path("/sys/fs/cgroup/memory.stat").read_text().partition("\ninactive_file ")[2].split()[0]
+        free = min(free, limit - used + int(cached))
     return max(free, 0)

@@ -56,9 +56,12 @@ def room(examples: Sequence[TrainingExample], batch_tokens: int) -> int:
 
 
 def f1(model: Qwen3, tokenizer: Tokenizer, examples: Sequence[TrainingExample], truth: Truth, sampling: Sampling) -> Callable[[], float]:
-    """The weighted F1 of what the student answers now to the windows of `examples`, one of each. UserError where none has a true label."""
-    if not any(labels for example in examples for labels in truth[example.window][1]):
-        raise UserError("--validate-f1 needs held-out windows with true labels: raise --validation or leave it out")
+    """The weighted F1 of what the student answers now to the windows of `examples`, one of each.
+
+    UserError where no event has one true label: others are not scored.
+    """
+    if not any(len(labels) == 1 for example in examples for labels in truth[example.window][1]):
+        raise UserError("--validate-f1 needs held-out windows with events of one true label: raise --validation or leave it out")
 
     def scored() -> float:
         right: list[Sequence[str]] = []

@@ -42,6 +42,8 @@ class Stored:
 
     def part(self, axis: int, part: int, parts: int) -> Stored:
         """One of `parts` equal parts of a whole tensor along an axis."""
+        if parts == 1:
+            return self  # in one run, whatever the axis
         shape = tuple(n // parts if i == axis else n for i, n in enumerate(self.shape))
         runs = max(math.prod(self.shape[:axis]), 1)
         step = self.size // runs

@@ -25,14 +25,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import log
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from harkd.kernels.loss import logits_of
+from harkd.kernels.loss import FrozenHead, logits_of
 
 KINDS = ("forward_kl", "reverse_kl", "jsd")
 # (rows, logits / T [n, V], with_slope) -> values [n], and their slope [n, V] in logits / T
@@ -122,8 +120,12 @@ def _compare_top_k(kind: str, beta: float, ids: Tensor, log_p: Tensor, logits: T
 
 
 def _by_chunks(hidden: Tensor, head: Tensor, compare: Compare, temperature: float, chunk: int) -> Tensor:
+    def frozen(rows: slice, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        found, slope = compare(rows, logits_of(hidden[rows], head).div_(temperature), with_gradient)
+        return found * temperature**2, None if slope is None else (slope.to(head.dtype) @ head).mul_(temperature)
+
     if not head.requires_grad:
-        return _FrozenHead.apply(hidden, head, compare, temperature, chunk)
+        return FrozenHead.apply(hidden, frozen, chunk)
 
     def values(rows: slice, h: Tensor, w: Tensor) -> Tensor:
         return compare(rows, logits_of(h, w) / temperature, False)[0] * temperature**2
@@ -131,26 +133,3 @@ def _by_chunks(hidden: Tensor, head: Tensor, compare: Compare, temperature: floa
     again = partial(checkpoint, values, use_reentrant=False, preserve_rng_state=False)
     parts = [slice(start, start + chunk) for start in range(0, max(len(hidden), 1), chunk)]
     return torch.cat([again(rows, hidden[rows], head) for rows in parts])
-
-
-class _FrozenHead(torch.autograd.Function):
-    """The values of all rows, and with them the gradients of the rows."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, compare: Compare, temperature: float, chunk: int) -> Tensor:
-        values = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        gradient = torch.empty_like(hidden) if hidden.requires_grad else None
-        for start in range(0, len(hidden), chunk):
-            rows = slice(start, start + chunk)
-            found, slope = compare(rows, logits_of(hidden[rows], head).div_(temperature), gradient is not None)
-            values[rows] = found * temperature**2
-            if gradient is not None:
-                gradient[rows] = (slope.to(head.dtype) @ head).mul_(temperature)
-        ctx.save_for_backward(gradient)
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad[:, None]).to(gradient.dtype), None, None, None, None

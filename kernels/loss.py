@@ -16,6 +16,7 @@ float32. Source: Cut Your Losses, arXiv 2411.09009, for the idea.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, vocab_size: int
     if targets.device.type == "cpu" and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(head):
         raise IndexError(f"a target is outside the vocabulary of {len(head)}")
     if not head.requires_grad:
-        return _FrozenHead.apply(hidden, head, targets, chunk or 1024)
+        return FrozenHead.apply(hidden, lambda part, slope: _rows(hidden[part], head, targets[part], slope), chunk or 1024)
     chunk = chunk or 512
     parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     return torch.cat([checkpoint(_nll, h, head, t, use_reentrant=False, preserve_rng_state=False) for h, t in parts])
@@ -86,23 +87,23 @@ def _rows(hidden: Tensor, head: Tensor, targets: Tensor, with_gradient: bool) ->
     return losses, None if mean is None else mean.div_(total).sub_(head[targets]).mul_(margin.sigmoid())
 
 
-class _FrozenHead(torch.autograd.Function):
-    """The loss of every row, and with it the gradient of every row."""
+class FrozenHead(torch.autograd.Function):
+    """The value of every row, and with it the row's gradient: of (rows, with_gradient) -> values [n], gradients [n, C], chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tensor:
-        losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    def forward(ctx: Any, hidden: Tensor, of: Callable[[slice, bool], tuple[Tensor, Tensor | None]], chunk: int) -> Tensor:
+        values = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
         gradient = torch.empty_like(hidden) if hidden.requires_grad else None
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            losses[rows], made = _rows(hidden[rows], head, targets[rows], gradient is not None)
+            values[rows], made = of(rows, gradient is not None)
             if gradient is not None:
                 gradient[rows] = made
         ctx.save_for_backward(gradient)
-        return losses
+        return values
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad[:, None]).to(gradient.dtype), None, None, None
+        return (gradient * grad[:, None]).to(gradient.dtype), None, None

@@ -3,7 +3,7 @@
 A kernel's test file writes a short list and one test:
 
     CASES = [
-        Case("harkd.kernels.lora:_down", {"x": "*bf16", "a": "*bf16", "out": "*fp32", "rows": "i32", "width": "i32:16"},
+        Case("harkd.kernels.lora_triton:_backward", {"x": "*bf16", "a": "*bf16", "out": "*fp32", "rows": "i32", "width": "i32:16"},
              {"RANK": 16, "BLOCK_M": 64}, num_warps=4, num_stages=3, matrix=True),
     ]
 

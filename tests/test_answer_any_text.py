@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harkd.homes.answer import NO_ANSWER, Answer, canonical, parse_answer
+from harkd.homes.answer import NOT_WELL_FORMED, Answer, canonical, parse_answer
 
 LABELS = ("COOKING", "WATCHING_TV", "EATING")
 GOOD = canonical(["COOKING", "EATING"])
@@ -16,7 +16,7 @@ GOOD = canonical(["COOKING", "EATING"])
 def check(answer: Answer, n: int) -> None:
     assert len(answer.labels) == n
     assert all(label is None or label in LABELS for label in answer.labels)
-    assert sum(answer.causes.get(cause, 0) for cause in NO_ANSWER) == answer.labels.count(None)  # every lost event has exactly one cause
+    assert sum(answer.causes.get(cause, 0) for cause in (*NOT_WELL_FORMED, "missing", "unknown_label", "label_spelling")) == answer.labels.count(None)  # every lost event has exactly one cause
     assert all(count > 0 for count in answer.causes.values())
 
 

@@ -28,7 +28,8 @@ OBJECTIVE = Objective((("sequence", 1.0), ("labels", 0.5), ("logits", 0.5)), on_
 
 
 def rollout(examples, seed):
-    """Other tokens, which do not depend on the process: random ones are drawn by each on its own."""
+    """Other tokens, which do not depend on the process: random ones are drawn by each on its own. A model is not asked for nothing."""
+    assert examples
     return [replace(example, ids=[(7 * token + 3) % VOCAB for token in example.ids], choices=()) for example in examples]
 
 

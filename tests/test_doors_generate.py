@@ -207,7 +207,7 @@ def test_interrupted_it_says_how_to_go_on(argv, tmp_path):
     out = tmp_path / "out"
     argv = [*argv, "--max-new-tokens", 200, "--batch", 1]
     code, _, err = kill(child("generate", *argv), lambda: (out / "traces.jsonl").exists() and (out / "traces.jsonl").stat().st_size, signal.SIGINT)
-    assert code == 130 and err.splitlines()[-1] == "harkd.generate: interrupted; the same command goes on from here" and "Traceback" not in err
+    assert code == 130 and err.splitlines()[-1] == "harkd.generate: interrupted; the same command goes on from what is on the disk" and "Traceback" not in err
     assert "what was begun is finished" in err and 1 <= len(set(ids(out))) == len(ids(out)) < 8 and not (out / "result.json").exists()
 
 

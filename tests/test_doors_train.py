@@ -42,8 +42,8 @@ def test_reasoning_and_answers_of_traces(model, traces, tmp_path):
     windows = len(lines(traces / "traces.jsonl")) // 2
     texts = {}
     for number, (flags, examples) in enumerate({
-        ("--train-on", "reasoning"): windows + windows // 2, ("--train-on", "answer", "--keep", "best"): windows, ("--train-on", "answer", "--keep", "all"): 2 * windows - 1,
-        ("--keep", "correct", "--min-agreement", "0.3"): windows + windows // 2 + 1,
+        ("--train-on", "reasoning"): windows, ("--train-on", "answer", "--keep", "best"): windows, ("--train-on", "answer", "--keep", "all"): 2 * windows - 1,
+        ("--keep", "correct", "--min-agreement", "0.3"): 2 * windows - 1,
     }.items()):  # fmt: skip
         code, result, text, err = outcome(main, *argv, *flags, "--out", tmp_path / str(number))
         assert code == 0, err
@@ -51,8 +51,7 @@ def test_reasoning_and_answers_of_traces(model, traces, tmp_path):
         kept = int(text.split("kept ")[1].split(" ")[0])
         assert result["examples"] + result["validation_examples"] == kept and "1 cut off by length" in text
         assert json.loads((tmp_path / str(number) / "harkd.json").read_text())["thinking"] == ("answer" not in flags)
-        if flags[-1] in ("best", "all"):
-            assert kept == examples
+        assert kept == examples
     text = texts["--train-on", "reasoning"]
     assert f"what --keep correct would keep of {2 * windows} traces" in text and "agreement at least" in text and "COOKING" in text
     assert "{+<think>\nThe fridge" in text and "So:" not in text  # the answer is written again

@@ -135,8 +135,8 @@ def test_what_a_student_writes_follows_its_prompt_and_is_scored(model, mixed):
     from harkd.scoring.metrics import score
 
     assert value == score([true for true, _ in right], [label for _, label in right], LABELS).weighted_f1 and 0 < value < 1
-    with pytest.raises(UserError, match="needs held-out windows with true labels"):
-        practice.f1(None, tokenizer, examples, {w: (offered, [()]) for w, (offered, _) in truths.items()}, Sampling())
+    with pytest.raises(UserError, match="needs held-out windows with events of one true label"):
+        practice.f1(None, tokenizer, examples, {w: (offered, [(), tuple(offered[:2])]) for w, (offered, _) in truths.items()}, Sampling())
     assert practice.room(examples, 5000) == 5000 - max(len(e.prefix) + e.mask.index(True) for e in examples)
 
 

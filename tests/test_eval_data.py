@@ -57,6 +57,14 @@ def test_each_file_of_predictions_is_read_once_to_be_scored(tmp_path, monkeypatc
     assert seen == {"predictions-baseline-sensor.jsonl": 1, "predictions-baseline-majority.jsonl": 1} and len(result["models"]) == 4
 
 
+def test_a_baseline_that_labelled_all_is_not_fitted_again(tmp_path, monkeypatch):
+    argv = (*SENSOR, "--data", "simulated:D3", "--limit", 5, "--out", tmp_path / "out")
+    result = run(main, *argv)
+    (tmp_path / "out/result.json").unlink()
+    monkeypatch.setattr(SensorLookup, "fit", None)
+    assert {**run(main, *argv)["models"][0], "seconds_per_window": 0} == {**result["models"][0], "seconds_per_window": 0}
+
+
 def test_windows_of_one_name_in_two_data_sets_are_two(mixed, tmp_path):
     """MARBLE's recordings bear the same names in every copy."""
     twin = f"marble:{marble(tmp_path / 'twin', days=8, events=12)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import replace
 from itertools import count, islice
@@ -216,3 +217,21 @@ def test_a_cache_that_finds_no_memory_is_made_smaller(endless, truth, monkeypatc
 
 def test_free_memory_is_that_of_the_machine():
     assert 50 << 20 < free_memory("cpu") < 1 << 44
+
+
+def test_free_memory_counts_what_can_be_had_again(tmp_path, monkeypatch):
+    """A container's file cache, and on a GPU what torch holds and does not use; a system may tell the size of its memory alone."""
+    for name, text in {"proc/meminfo": "MemFree: 9 kB\nMemAvailable: 4000 kB\n", "sys/fs/cgroup/memory.max": "3000000\n", "sys/fs/cgroup/memory.current": "2900000\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("harkd.memory.Path", lambda path: tmp_path / path[1:])
+    (tmp_path / "sys/fs/cgroup/memory.stat").write_text("file 2600000\nactive_file 600000\ninactive_file 2000000\n")
+    assert free_memory("cpu") == 3_000_000 - 2_900_000 + 2_000_000
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    assert free_memory("cpu") == 4000 << 10
+    (tmp_path / "proc/meminfo").unlink()
+    monkeypatch.delitem(os.sysconf_names, "SC_AVPHYS_PAGES")
+    assert free_memory("cpu") == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name, value in {"mem_get_info": (1000, 9000), "memory_reserved": 500, "memory_allocated": 200}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory("cuda:1") == 1300

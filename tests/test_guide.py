@@ -85,6 +85,13 @@ def test_probabilities_are_products_along_the_way(exact):
         assert walk.probabilities == [pytest.approx({**followed, 3: 0.075, 4: 0.675})] and not walk.forks
 
 
+def test_options_of_the_same_tokens_are_no_fork():
+    walk = Walk(compile_guide(lambda text: list(map(ord, text.lower())), ('["', ("A", "a", "X"), '"]')), exact=True)
+    assert walk.forced() == []
+    walk.take(ord("x"), {ord("a"): 0.25, ord("x"): 0.75}, 2)
+    assert walk.probabilities == [{2: 0.75}] and not walk.forks  # the other two share the rest
+
+
 @pytest.mark.parametrize("sampling", [ROOM, WARM, replace(WARM, seed=5)], ids=["greedy", "warm", "warm too"])
 def test_every_branch_is_what_the_model_says_by_hand(tiny, sampling):
     for text, events in (("fridge opened", 3), ("stove on", 2)):

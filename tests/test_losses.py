@@ -155,7 +155,7 @@ def test_the_whole_vocabulary_in_float32():
         assert abs(pack_losses(student, collate(examples), own, [way])[way].item()) < 1e-4
 
 
-def test_a_pack_without_memory_is_told(monkeypatch):
+def test_a_pack_without_memory_is_told(tmp_path, monkeypatch):
     model, _ = make_model()
 
     def full(*_):
@@ -164,6 +164,8 @@ def test_a_pack_without_memory_is_told(monkeypatch):
     monkeypatch.setattr(model, "hidden", full)
     with pytest.raises(UserError, match=f"no memory for {len(collate(EXAMPLES).ids)} tokens: lower --batch-tokens or give --checkpoint-activations"):
         accumulate(model, [EXAMPLES])
+    with pytest.raises(UserError, match=r"no memory for \d+ tokens: lower --batch-tokens$"):
+        with_top_k(EXAMPLES, tmp_path / "teacher.safetensors", 5, 60, 2.0, VOCAB, lambda: model)
 
 
 SETTINGS = LoopSettings(lr=3e-2, epochs=12, batch_tokens=200)

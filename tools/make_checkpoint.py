@@ -1,6 +1,6 @@
 """Write a Qwen3-shaped checkpoint with random weights, in Hugging Face's layout: something to run where no Qwen3 can be downloaded.
 
-    python -m tools.make_checkpoint OUT --tokenizer FOLDER [--layers 4 --hidden 128 ...] [--like 0.6B]
+    python -m tools.make_checkpoint OUT --tokenizer FOLDER [--like 0.6B] [--layers 4]
 
 The default is small enough to be trained on a CPU within minutes; `--like 0.6B` gives the real sizes of Qwen3-0.6B (1.1 GiB).
 """

@@ -24,7 +24,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ LATER = "shift=3h"
 class Weeks(Dataset):
     """Days of a simulated home, of which the first LEARNT train and the others test, these without the sensor that is dead."""
 
-    dead: str = ""
+    dead: tuple[str, str] | None = None  # room, name
 
     @cached_property
     def _sides(self) -> dict[tuple[str, str], str | None]:
@@ -60,7 +60,7 @@ class Weeks(Dataset):
         return super()._windows(heard)
 
     def _fails(self, day: Recording, event: Event) -> bool:
-        return event.sensor == self.dead and self.side_of(day) == "test"
+        return (event.room, event.sensor) == self.dead and self.side_of(day) == "test"
 
 
 def drift(name: str) -> dict[str, list[Dataset]]:
@@ -68,7 +68,7 @@ def drift(name: str) -> dict[str, list[Dataset]]:
     home = house(name)
     grown = replace(home, residents=(*home.residents, f"R{len(home.residents) + 1}"))
     learnt = recordings(home, range(1, LEARNT + 1))
-    busiest, _ = Counter(event.sensor for day in learnt for event in day.events()).most_common(1)[0]
+    busiest, _ = Counter((event.room, event.sensor) for day in learnt for event in day.events()).most_common(1)[0]
     found: dict[str, list[Dataset]] = {}
     for kind in ("nothing", "sensor", "routine", "resident"):
         for period in range(PERIODS):
@@ -77,7 +77,7 @@ def drift(name: str) -> dict[str, list[Dataset]]:
             days = recordings(there, range(first, first + PERIOD))
             weeks = f"days {first} to {first + PERIOD - 1}"
             options = ReadOptions(noise=LATER if kind == "routine" and period else "")
-            dead = busiest if kind == "sensor" and period else ""
+            dead = busiest if kind == "sensor" and period else None
             data = Weeks(f"{kind}, {weeks}" if period else weeks, (home.home,), (*learnt, *days), options, dead)
             found.setdefault(kind, []).append(data)
     return found
@@ -100,8 +100,7 @@ def run(argv: Sequence[str] | None) -> dict[str, Any]:
         plots.need()
     found = drift(args.data.partition(":")[2]) if args.drift else {"noise": levels(args.data, args.level, options)}
     datasets = {dataset.name: dataset for curve in found.values() for dataset in curve}  # all kinds begin with the same weeks
-    rows = contestants(args.model, args.adapter, args.thinking)
-    rows = [row if row.baseline else replace(row, sampling=sampling_of(args, row.thinking)) for row in rows]
+    rows = contestants(args.model, args.adapter, args.thinking, partial(sampling_of, args))
     how = {"limit": args.limit, "options": options, "dtype": args.dtype, "guiding": guiding_of(args)}
     settings = EvalSettings(tuple(rows), (args.data, *datasets), f"{args.out}/eval", **how)
     result = evaluate(settings, machine=machine_of(args), datasets=list(datasets.values()))

@@ -1,6 +1,6 @@
 """Checkpoints that are whole or absent: one safetensors file each, written under another name, flushed and renamed.
 
-    tensors    parameter/NAME, and the optimiser's mean/NAME, square/NAME, master/NAME, steps
+    tensors    parameter/NAME, and of "last" the optimiser's mean/NAME, square/NAME, master/NAME, steps
     metadata   {"harkd": JSON of the facts (step, epoch, best validation loss, run, torch version),
                 "crc32": JSON of a checksum per tensor and one of the facts}
 
@@ -53,9 +53,9 @@ class Checkpoint:
                 parameter.copy_(stored[name])
 
 
-def save(folder: Path, name: str, parameters: Mapping[str, nn.Parameter], optimiser: AdamW, facts: Mapping[str, Any]) -> Path:
+def save(folder: Path, name: str, parameters: Mapping[str, nn.Parameter], optimiser: AdamW | None, facts: Mapping[str, Any]) -> Path:
     """Write `folder`/NAME.safetensors in place of the one before, which stays whole until then; of "last" it becomes "previous"."""
-    tensors = {f"parameter/{key}": parameter for key, parameter in parameters.items()} | optimiser.state_dict()
+    tensors = {f"parameter/{key}": parameter for key, parameter in parameters.items()} | (optimiser.state_dict() if optimiser else {})
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     text = json.dumps(dict(facts))
     path = _path(folder, name)

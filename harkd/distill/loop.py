@@ -124,6 +124,8 @@ def train(
 def _written(packs: Sequence[Examples], rollout: Rollout, settings: LoopSettings, place: int) -> list[Examples]:
     """The examples of a step as the student writes them now, in packs anew, for their lengths have changed."""
     examples = [example for pack in packs for example in pack]
+    if not examples:  # of the last step, where processes outnumber its packs
+        return []
     written = rollout(examples, int(hashlib.sha256(f"{settings.seed} {place}".encode()).hexdigest()[:7], 16))
     return [[written[i] for i in pack] for pack in plan(written, settings.batch_tokens, seed=0, epoch=0)]
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from harkd.distill.examples import Examples
-from harkd.distill.packing import Batch, collate, plan
+from harkd.distill.packing import Batch, collate, memory_for, plan
 from harkd.distributed import World
 from harkd.errors import UserError
 from harkd.kernels.divergence import KINDS, divergence, divergence_to_top_k
@@ -127,12 +127,10 @@ def accumulate(
     *counts, tokens, supervised = map(int, world.sum([*counts, *totals]))
     sums = dict.fromkeys(ways, 0.0)
     for batch in batches:
-        try:
+        with memory_for(batch, "lower --batch-tokens or give --checkpoint-activations"):
             parts = pack_losses(model, batch, objective, list(ways))
             if gradients:
                 sum(ways[way] * part / max(1, count) for (way, part), count in zip(parts.items(), counts, strict=True)).backward()
-        except torch.OutOfMemoryError:
-            raise UserError(f"no memory for {len(batch.ids)} tokens: lower --batch-tokens or give --checkpoint-activations") from None
         for way, part in parts.items():
             sums[way] += part.item()
     if gradients:

@@ -11,7 +11,8 @@ and so never supervised. A choice (see examples.py) of K tokens makes K predicti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log
 from random import Random
@@ -41,7 +42,16 @@ class Batch:
     choice_targets: Tensor  # [M] int64
     choice_weights: Tensor  # [M] float64
     choice_entropy: float  # of all choices together, in nats
-    top: tuple[Tensor, Tensor] | None  # [N, K]: ids int64 and logprobs of a teacher, where the examples have them
+    top: tuple[Tensor, Tensor] | None  # [N, K]: ids int32 and logprobs of a teacher, where the examples have them
+
+
+@contextmanager
+def memory_for(batch: Batch, instead: str) -> Iterator[None]:
+    """Raise a UserError that tells what to do instead where a GPU has no memory for what the block does with a pack."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"no memory for {len(batch.ids)} tokens: {instead}") from None
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:

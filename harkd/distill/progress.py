@@ -122,7 +122,7 @@ class Progress:
     def _save(self, name: str, epoch: int) -> None:
         facts = {"run": self.digest, "torch": torch.__version__, "epoch": epoch, **asdict(self.result)}
         if self.world.rank == 0:
-            checkpoint.save(self.folder, name, self.optimiser.parameters, self.optimiser, facts)
+            checkpoint.save(self.folder, name, self.optimiser.parameters, self.optimiser if name == "last" else None, facts)
 
     def restore_best(self) -> None:
         """Put the run's result in place."""

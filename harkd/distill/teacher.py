@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from harkd.distill.examples import Examples, TrainingExample, digest_into
-from harkd.distill.packing import collate, plan
+from harkd.distill.packing import collate, memory_for, plan
 from harkd.distributed import World
 from harkd.kernels.loss import logits_of
 from harkd.qwen3.model import Qwen3
@@ -39,8 +39,8 @@ def with_top_k(
         ids, logprobs = torch.empty(ends[-1], k, dtype=torch.int32), torch.empty(ends[-1], k)
         for pack in plan(examples, batch_tokens, seed=0, epoch=0):  # examples of one prefix stand together in it, as collate lays them out
             rows = torch.cat([torch.arange(ends[i], ends[i + 1]) for i in pack])
-            with torch.no_grad():
-                batch = collate([examples[i] for i in pack], teacher.device)
+            batch = collate([examples[i] for i in pack], teacher.device)
+            with torch.no_grad(), memory_for(batch, "lower --batch-tokens"):
                 hidden = teacher.hidden(batch.ids, batch.positions, batch.sequences)[batch.rows]
                 for part, place in zip(hidden.split(ROWS), rows.split(ROWS), strict=True):
                     logits = logits_of(part, teacher.head_weight[:vocab_size]) / temperature  # [n, V]

@@ -32,11 +32,10 @@ from harkd.homes.events import Window
 ANSWER_FORM = "1"  # version of the canonical form
 CUT_OFF = "length"  # finish reason, and the cause of an answer that never came to its end
 
-# Causes of an event without an answer; each such event has exactly one.
+# Causes of an event without an answer, beside "missing", "unknown_label" and "label_spelling"; each such event has exactly one.
 # empty: nothing but white space; id_not_integer, no_activity: an object for the event has its number as a string, no activity or one that
 # is not a string; CUT_OFF: by the model's limit of tokens, told by who ran it, not seen in the text
 NOT_WELL_FORMED = ("empty", "unclosed_think", "no_list", "truncated", "malformed_list", "id_not_integer", "no_activity", CUT_OFF)
-NO_ANSWER = (*NOT_WELL_FORMED, "missing", "unknown_label", "label_spelling")
 # Counted besides, at no event's cost: "doubled_id", "unknown_id", "no_id" (objects passed over), "normalised" (answers taken by leniency)
 
 

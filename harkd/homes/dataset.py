@@ -102,7 +102,7 @@ class Dataset:
         return windows(apply(recording, parse_noise(self.options.noise), self.options.noise_seed), self.options.window)
 
     def survey(self) -> Report:
-        """Read everything once and count it."""
+        """Read everything and count it."""
         labels, sizes, notes = Counter[str](), Counter[str](), Notes()
         sensors: set[tuple[str, str, str]] = set()
         parts = self.folded()
@@ -146,10 +146,11 @@ def content_digest(data: str) -> str | None:
             files += [Path(folder, name) for name in names if not name.startswith(".") and Path(folder, name).is_file()]
     try:
         sizes = {file: file.stat().st_size for file in sorted(files)}
+        small = sum(sizes.values()) < 1 << 28
         for file, size in sizes.items():
             digest.update(f"{file.relative_to(root)} {size}\n".encode(errors="surrogateescape"))
             with open(file, "rb") as opened:
-                digest.update(opened.read(size if sum(sizes.values()) < 1 << 28 else 1 << 16))
+                digest.update(opened.read(size if small else 1 << 16))
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
     return digest.hexdigest()[:16] if files else None

@@ -94,7 +94,7 @@ def apply(recording: Recording, noise: Noise, seed: int = 0) -> Recording:
 
 def lost(recording: Recording, noise: Noise, seed: int = 0) -> Iterator[Event]:
     """The events that `apply` drops, as they were."""
-    return (event for event in recording.events() if noise.drop and _draws(seed, recording, event)[0] < noise.drop)
+    return (event for event in (recording.events() if noise.drop else ()) if _draws(seed, recording, event)[0] < noise.drop)
 
 
 def _in_order(recording: Recording, noise: Noise, seed: int) -> Iterator[Event]:

@@ -79,7 +79,7 @@ _IGNORED = {
     "return_dict", "id2label", "label2id", "problem_type", "_name_or_path", "tokenizer_class", "is_decoder",
     "router_aux_loss_coef",
 }  # fmt: skip
-_DTYPES = ("bfloat16", "float16", "float32", "float64")
+DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 def read_config(folder: Path) -> Qwen3Config:
@@ -152,6 +152,6 @@ def _rope_theta(fields: Mapping[str, Any], source: Path | str) -> float:
 
 def _dtype(fields: Mapping[str, Any], source: Path | str) -> str:
     dtype = fields.get("dtype") or fields.get("torch_dtype") or "bfloat16"
-    if dtype not in _DTYPES:
-        raise UserError(f"{source}: dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+    if dtype not in DTYPES:
+        raise UserError(f"{source}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     return dtype

@@ -17,7 +17,7 @@ EMBEDDED = ("nano-teacher", "nano-student")  # in harkd/models/, pretrained by t
 MODEL_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors", "*.safetensors.index.json",
 )  # fmt: skip
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer.json",)
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "harkd.json")
 
 

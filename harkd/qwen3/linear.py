@@ -71,7 +71,7 @@ class LoraLinear(nn.Linear):
 def project(x: Tensor, maps: Sequence[nn.Linear], backend: str = "auto") -> list[Tensor]:
     """What each of the maps makes of the one input x [T, in]: [T, out_i]. Adapters side by side share the reading of x."""
     joined = getattr(maps[0], "joined", None)
-    if joined is not None and all(getattr(linear, "joined", None) is joined for linear in maps):
+    if joined is not None and len(maps) == len(joined.sizes) and all(getattr(linear, "joined", None) is joined for linear in maps):
         return joined(x)
     adapted = [isinstance(linear, LoraLinear) for linear in maps]
     if not all(adapted):

@@ -16,14 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harkd.distributed import World
 from harkd.errors import UserError
 from harkd.kernels.attention import CacheLayer, Sequences, attention
-from harkd.kernels.loss import cross_entropy
+from harkd.kernels.loss import cross_entropy, logits_of
 from harkd.kernels.rms_norm import add_rms_norm, rms_norm
 from harkd.kernels.rope import norm_rope, rotary
 from harkd.qwen3.cache import Cache
@@ -133,12 +132,13 @@ class Qwen3(nn.Module):
         again = self.checkpoint_activations and torch.is_grad_enabled()
         hidden = self.model.embed_tokens(ids)  # [T, C]
         angles = rotary(positions, config.head_dim, config.rope_theta, hidden.dtype)
-        x = layers[0].input_layernorm(hidden, backend)
-        for i, layer in enumerate(layers):
-            cache_layer = None if cache is None else cache.layers[i]
-            following = layers[i + 1].input_layernorm if i + 1 < len(layers) else self.model.norm
-            parts = (layer, following, hidden, x, angles, sequences, cache_layer, self.group, backend)
-            hidden, x = checkpoint(_layer, *parts, use_reentrant=False, preserve_rng_state=False) if again else _layer(*parts)
+        with torch.cuda.device_of(hidden):  # where Triton starts its kernels: of several GPUs it may not be the first
+            x = layers[0].input_layernorm(hidden, backend)
+            for i, layer in enumerate(layers):
+                cache_layer = None if cache is None else cache.layers[i]
+                following = layers[i + 1].input_layernorm if i + 1 < len(layers) else self.model.norm
+                parts = (layer, following, hidden, x, angles, sequences, cache_layer, self.group, backend)
+                hidden, x = checkpoint(_layer, *parts, use_reentrant=False, preserve_rng_state=False) if again else _layer(*parts)
         return x
 
     def head(self, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
@@ -146,8 +146,7 @@ class Qwen3(nn.Module):
 
         The product itself runs in the weights' dtype.
         """
-        logits = F.linear(hidden, self.head_weight if ids is None else self.head_weight[ids])
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits_of(hidden, self.head_weight if ids is None else self.head_weight[ids])
 
     def logits(self, ids: Tensor) -> Tensor:
         """Logits [T, V] in float32 of one sequence ids [T]. Raises UserError where there are none."""

@@ -26,7 +26,7 @@ import tokenizers
 
 from harkd.errors import UserError
 from harkd.qwen3 import template
-from harkd.qwen3.hub import resolve
+from harkd.qwen3.hub import TOKENIZER_FILES, resolve
 
 REQUIRED = (template.START, template.END, template.OPEN, template.CLOSE)
 Span = tuple[int, int]
@@ -106,7 +106,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 def load_tokenizer(ref: str | Path) -> Tokenizer:
     """The tokenizer of a model named by a local folder or a hub id."""
-    return read_tokenizer(resolve(ref, ["tokenizer.json"]))
+    return read_tokenizer(resolve(ref, TOKENIZER_FILES))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from harkd.distributed import World
 from harkd.errors import UserError
 from harkd.files import read_json, write_json
-from harkd.qwen3.config import Qwen3Config, read_config
+from harkd.qwen3.config import DTYPES, Qwen3Config, read_config
 from harkd.qwen3.hub import ADAPTER_FILES, resolve
 from harkd.qwen3.linear import separate
 from harkd.qwen3.lora import load_adapter
@@ -128,10 +128,9 @@ def as_dtype(name: str | torch.dtype) -> torch.dtype:
     """The torch dtype of a name such as "bfloat16". Raises UserError for any other name."""
     if isinstance(name, torch.dtype):
         return name
-    names = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-    if name not in names:
-        raise UserError(f"dtype {name!r} is not one of {', '.join(names)}")
-    return names[name]
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
+    return getattr(torch, name)
 
 
 def save_model(model: Qwen3, folder: Path, source: Path | None = None, shard_bytes: int = 4 << 30) -> None:

@@ -144,4 +144,5 @@ class Walk:
                 way.known[child.options[0]] = way.p * p[token]
             elif self._exact and token != taken:
                 straight, node = _straight(child)
-                self.forks.append(Fork(way.at, [*way.tokens, token, *straight], node, way.p * p[token], way.known))
+                if node.children:  # else the tokenizer does not tell these options apart
+                    self.forks.append(Fork(way.at, [*way.tokens, token, *straight], node, way.p * p[token], way.known))
