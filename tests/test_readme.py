@@ -40,12 +40,20 @@ def test_python_examples_run_one_after_the_other(tmp_path, capsys):
 
 
 def test_every_flag_of_the_readme_exists():
-    shown = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", README))
+    """Those of a command in that program, those that stand alone in one of them."""
+
+    def flags(text: str) -> set[str]:
+        return set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", text))
+
     known = {"--help", "--nproc-per-node"}  # the second is torchrun's
-    for door in ("harkd.generate", "harkd.train", "harkd.eval", "harkd.homes", "harkd.recognize", "tools.demonstration", "tools.pretrain_nano", "tools.robustness"):
-        text = subprocess.run([sys.executable, "-m", door, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        known |= set(re.findall(r"--[a-z][a-z-]+", text))
-    assert shown and shown <= known, shown - known
+    commands = re.findall(r"-m ((?:harkd|tools)\.\w+)([^`\n&;|#]*)", README.replace("\\\n", " "))
+    assert len(programs := {name for name, _ in commands}) > 10
+    for program in programs:
+        text = subprocess.run([sys.executable, "-m", program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name, shown in commands:
+            assert name != program or flags(shown) <= flags(text), (name, flags(shown) - flags(text))
+        known |= flags(text)
+    assert flags(README) <= known, flags(README) - known
 
 
 def test_the_grid_of_sizes_is_one_command(tmp_path):
