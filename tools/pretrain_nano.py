@@ -1,6 +1,6 @@
 """Pretrain nano-teacher and nano-student on simulated homes: the same recipe, corpus and number of tokens, and only the size differs.
 
-    python -m tools.pretrain_nano runs/nano             (three hours on one core; the same command goes on where it was stopped)
+    python -m tools.pretrain_nano runs/nano             (three hours on two cores; the same command goes on where it was stopped)
 
 1. A byte-level BPE tokenizer with Qwen3's split and special tokens, from the prompts and answers of the first homes of family P, which
    have few words, and from MARBLE's prompt and the text of the licence, so that other homes' words do not fall to pieces.
@@ -57,7 +57,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINK = ("<think>", "</think>")  # ordinary added tokens in Qwen3: skipping special tokens keeps them
 VOCABULARY = 2048
 SIZES = {  # hidden, intermediate, layers, heads, key/value heads
-    "nano-teacher": (160, 416, 3, 2, 2),
+    "nano-teacher": (192, 512, 4, 2, 2),
     "nano-student": (24, 64, 2, 2, 2),
 }
 TOKENIZER_HOMES, HELD_OUT, NAMES, PARTS, WORDS = 300, 10**6, 10**7, 2 * 10**7, 3 * 10**7  # how many, and the first number of the others
