@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -157,11 +158,7 @@ def test_the_whole_vocabulary_in_float32():
 
 def test_a_pack_without_memory_is_told(tmp_path, monkeypatch):
     model, _ = make_model()
-
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    monkeypatch.setattr(model, "hidden", full)
+    monkeypatch.setattr(model, "hidden", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")))
     with pytest.raises(UserError, match=f"no memory for {len(collate(EXAMPLES).ids)} tokens: lower --batch-tokens or give --checkpoint-activations"):
         accumulate(model, [EXAMPLES])
     with pytest.raises(UserError, match=r"no memory for \d+ tokens: lower --batch-tokens$"):
