@@ -8,7 +8,7 @@ Shapes: T new tokens of all sequences packed one behind the other, H query heads
 sequences, G prefixes, N pages in a table, P tokens in a page. Heads of one group share their keys without repeating them (GQA, arXiv
 2305.13245); pages as in arXiv 2309.06180.
 
-A prefix lies in the pack, as a sequence of its own that the others point to (training), or in pages of the cache (generation).
+A prefix lies in the pack, as a sequence of its own that the others point to (training); with a cache, in its pages (generation).
 Here each sequence is one call of torch's fused product, which sums scores and softmax in float32 (float64 for float64 inputs) and never
 holds the [n, m] scores of a prompt. What runs in its place: packed_attention.py and cached_attention.py on a GPU, merged_attention.py and
 grouped_attention.py on a CPU.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ class Sequences:
     past: Tensor  # [S] how many of its own tokens already lie in the cache
     prefix_of: Tensor  # [S] which shared prefix it sees, -1 for none
     prefix_len: Tensor  # [G] length of each shared prefix
-    prefix_start: Tensor  # [G] where in the pack it begins, -1 if it lies in the cache
+    prefix_start: Tensor  # [G] where in the pack it begins; -1 where there is a cache, in whose pages it lies or is stored by this step
     max_q: int
     max_k: int
     max_prefix: int
@@ -70,9 +70,7 @@ class Sequences:
         """The plan of a pack without a cache: `lengths[s]` tokens of each sequence, prefixes being sequences of the same pack."""
         prefix_of = [-1] * len(lengths) if prefix_of is None else list(prefix_of)
 
-        def ints(values: Sequence[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int32, device=device)
-
+        ints = partial(torch.tensor, dtype=torch.int32, device=device)
         return cls(
             cu_q=ints([0, *accumulate(lengths)]),
             past=ints([0] * len(lengths)),
@@ -97,8 +95,11 @@ class Sequences:
 
     @cached_property
     def prefixes(self) -> list[tuple[int, int]]:
-        """(length, start in the pack or -1) of each prefix, as Python ints."""
-        return list(zip(self.prefix_len.tolist(), self.prefix_start.tolist(), strict=True))
+        """(length, start in the pack) of each prefix, as Python ints. Raises ValueError where one lies in a cache that is not there."""
+        found = list(zip(self.prefix_len.tolist(), self.prefix_start.tolist(), strict=True))
+        if self.block_table is None and any(start < 0 for _, start in found):
+            raise ValueError("a prefix of these sequences lies in a cache, and there is none")
+        return found
 
     @cached_property
     def work(self) -> dict:
@@ -114,10 +115,12 @@ def attention(
     Args: q [T, H, D]; k, v [T, K, D]; cache_layer: this layer's pages, where `sequences` has tables and slots; backend: "auto", "torch" or
     "triton", see `use_triton`; "auto" leaves to the reference what the kernels do not serve or serve slowly.
     Returns [T, H, D] in q's dtype. Differentiable in q, k and v where there is no cache.
-    Raises ValueError where "triton" cannot be had, and where H is no multiple of K.
+    Raises ValueError where "triton" cannot be had, H is no multiple of K, or plan and cache do not belong together.
     """
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
+    if (cache_layer is None) != (sequences.block_table is None):
+        raise ValueError("a plan with tables goes with a cache, one without them without")
     if use_triton(backend, q, k, v) and _served(q, backend):
         from harkd.kernels import cached_attention, packed_attention  # here, since they import triton
 
@@ -127,7 +130,7 @@ def attention(
         return cached_attention.cached_attention(q, sequences, cache_layer)
     if cache_layer is not None:
         store(k, v, sequences.slots, cache_layer)
-        if backend == "auto" and q.device.type == "cpu" and (sequences.prefix_start < 0).all():
+        if backend == "auto" and q.device.type == "cpu":
             from harkd.kernels.grouped_attention import grouped_attention
 
             return grouped_attention(q, sequences, cache_layer)
@@ -139,12 +142,12 @@ def attention(
     for s, (begin, end, past, prefix) in enumerate(sequences.spans):
         if begin == end:
             continue
-        if cache_layer is None:
-            own = k[begin:end].transpose(0, 1), v[begin:end].transpose(0, 1)  # [K, n, D]
-        else:
-            own = read(cache_layer, sequences.tables[0][s], past + end - begin)
-        keys, values = own if prefix < 0 else _behind_prefix(k, v, own, sequences, prefix, cache_layer)
-        outputs.append(_attend(q[begin:end], keys, values))
+        seen = _part(k, v, begin, past + end - begin, cache_layer, sequences.tables[0], s)
+        if prefix >= 0:
+            length, start = sequences.prefixes[prefix]
+            shared = _part(k, v, start, length, cache_layer, sequences.tables[1], prefix)
+            seen = [torch.cat(pair, dim=1) for pair in zip(shared, seen, strict=True)]
+        outputs.append(_attend(q[begin:end], *seen))
     return torch.cat(outputs) if outputs else torch.zeros_like(q)
 
 
@@ -162,16 +165,13 @@ def store(k: Tensor, v: Tensor, slots: Tensor, cache_layer: CacheLayer) -> None:
     cache_layer.values.view(-1, *v.shape[1:]).index_copy_(0, slots, v)
 
 
-def _behind_prefix(
-    k: Tensor, v: Tensor, own: tuple[Tensor, Tensor], sequences: Sequences, prefix: int, cache_layer: CacheLayer | None
+def _part(
+    k: Tensor, v: Tensor, start: int, length: int, cache_layer: CacheLayer | None, tables: list[list[int]], row: int
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values of a prefix and, behind them, the sequence's own: each [K, prefix + own, D]."""
-    length, start = sequences.prefixes[prefix]
-    if start >= 0:
-        shared = k[start : start + length].transpose(0, 1), v[start : start + length].transpose(0, 1)
-    else:
-        shared = read(cache_layer, sequences.tables[1][prefix], length)
-    return torch.cat([shared[0], own[0]], dim=1), torch.cat([shared[1], own[1]], dim=1)
+    """Keys and values of a sequence or a prefix, each [K, length, D]: from `start` on in the pack, or by its row of a cache's `tables`."""
+    if cache_layer is not None:
+        return read(cache_layer, tables[row], length)
+    return k[start : start + length].transpose(0, 1), v[start : start + length].transpose(0, 1)
 
 
 def read(cache_layer: CacheLayer, table: list[int], length: int) -> tuple[Tensor, Tensor]:

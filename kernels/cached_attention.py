@@ -59,19 +59,10 @@ def _sequence(s, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr):
 
 
 @triton.jit
-def _own_slots(place, there, s, block_table_ptr, block_width, P: tl.constexpr):
-    """Where own tokens of sequence s lie in the cache, in int64."""
-    page = tl.load(block_table_ptr + s.to(tl.int64) * block_width + place // P, mask=there, other=0)
+def _slots(place, there, row, table_ptr, width, P: tl.constexpr):
+    """Where tokens of a sequence or of a prefix lie in the cache, by its row of a table, in int64."""
+    page = tl.load(table_ptr + row.to(tl.int64) * width + place // P, mask=there, other=0)
     return page.to(tl.int64) * P + place % P
-
-
-@triton.jit
-def _prefix_slots(i, there, prefix, prefix_start_ptr, prefix_table_ptr, slots_ptr, prefix_width, P: tl.constexpr):
-    """Where tokens of a prefix lie in the cache, in int64; one of the same pack lies where it was just stored."""
-    start = tl.load(prefix_start_ptr + prefix, mask=prefix >= 0, other=-1)
-    page = tl.load(prefix_table_ptr + prefix.to(tl.int64) * prefix_width + i // P, mask=there & (start < 0), other=0)
-    packed = there & (start >= 0)
-    return tl.where(packed, tl.load(slots_ptr + start + i, mask=packed, other=0), page.to(tl.int64) * P + i % P)
 
 
 @triton.jit
@@ -101,7 +92,7 @@ def _keep(out_ptr, lse_ptr, at, real, top, total, out, D: tl.constexpr):
 @triton.jit
 def _attend_prefix(
     q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, owner_ptr, place_ptr, prefix_of_ptr, prefix_len_ptr,
-    prefix_start_ptr, prefix_table_ptr, slots_ptr, prefix_width, q_token, q_head, scale, tokens, rooms,
+    prefix_table_ptr, prefix_width, q_token, q_head, scale, tokens, rooms,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One split of the prefixes that a tile of rows sees, one prefix after the other: every row sees all of its own."""
@@ -121,7 +112,7 @@ def _attend_prefix(
             top, total, out = tl.full([M], float("-inf"), tl.float32), tl.full([M], 0.0, tl.float32), tl.full([M, D], 0.0, tl.float32)
             for key in range(first, stop, N):
                 i = key + tl.arange(0, N)
-                slot = _prefix_slots(i, i < stop, prefix, prefix_start_ptr, prefix_table_ptr, slots_ptr, prefix_width, P)
+                slot = _slots(i, i < stop, prefix, prefix_table_ptr, prefix_width, P)
                 visible = (i < stop)[None, :]
                 top, total, out = _take(
                     q, slot, i < stop, visible, keys_ptr, values_ptr, kv_head, scale, top, total, out, HEADS // GROUP, D
@@ -133,7 +124,7 @@ def _attend_prefix(
 @triton.jit
 def _attend(
     q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, place_ptr, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr,
-    prefix_start_ptr, block_table_ptr, prefix_table_ptr, slots_ptr, block_width, prefix_width,
+    block_table_ptr, prefix_table_ptr, block_width, prefix_width,
     q_token, q_head, scale, least, most, tiles, behind, rooms,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -157,10 +148,10 @@ def _attend(
     top, total, out = tl.full([M], float("-inf"), tl.float32), tl.full([M], 0.0, tl.float32), tl.full([M, D], 0.0, tl.float32)
     for key in range(first, stop, N):
         i = key + tl.arange(0, N)
-        slot = _own_slots(i - length, (i < stop) & (i >= length), s, block_table_ptr, block_width, P)
+        slot = _slots(i - length, (i < stop) & (i >= length), s, block_table_ptr, block_width, P)
         if not SPLIT:
             shared = i < tl.minimum(length, stop)
-            slot = tl.where(shared, _prefix_slots(i, shared, prefix, prefix_start_ptr, prefix_table_ptr, slots_ptr, prefix_width, P), slot)
+            slot = tl.where(shared, _slots(i, shared, prefix, prefix_table_ptr, prefix_width, P), slot)
         visible = (i < stop)[None, :] & (i[None, :] <= (before + token)[:, None])
         top, total, out = _take(q, slot, i < stop, visible, keys_ptr, values_ptr, kv_head, scale, top, total, out, HEADS // GROUP, D)
     if SPLIT:
@@ -262,8 +253,7 @@ def cached_attention(q: Tensor, sequences: Sequences, cache_layer: CacheLayer) -
     sizes = dict(HEADS=heads, GROUP=group, D=dim, P=page)
     if rooms and behind:
         _attend_prefix[triton.cdiv(tokens * group, shared.m), kv_heads, behind](
-            q, *cache_layer, parts, lse, owner, place, *whose[2:], sequences.prefix_start, prefix_table, sequences.slots,
-            widths[1], *strides, scale, tokens, rooms,
+            q, *cache_layer, parts, lse, owner, place, *whose[2:], prefix_table, widths[1], *strides, scale, tokens, rooms,
             **sizes, M=shared.m, N=shared.n, SPLIT=shared.k, num_warps=shared.warps, num_stages=shared.stages,
         )  # fmt: skip
     least = 1
@@ -272,8 +262,8 @@ def cached_attention(q: Tensor, sequences: Sequences, cache_layer: CacheLayer) -
             continue
         tiles = 1 if tile.k else triton.cdiv(most * group, tile.m)
         _attend[count * tiles, kv_heads, triton.cdiv(sequences.max_k, tile.k) if tile.k else 1](
-            q, *cache_layer, parts if tile.k else out, lse, place, *whose, sequences.prefix_start, sequences.block_table, prefix_table,
-            sequences.slots, *widths, *strides, scale, least, most, tiles, behind, rooms,
+            q, *cache_layer, parts if tile.k else out, lse, place, *whose, sequences.block_table, prefix_table,
+            *widths, *strides, scale, least, most, tiles, behind, rooms,
             **sizes, M=tile.m, N=tile.n, SPLIT=tile.k, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         if tile.k:

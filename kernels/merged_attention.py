@@ -65,10 +65,8 @@ def _heads(x: Tensor, kv_heads: int) -> Tensor:
 
 
 def _parts(sequences: Sequences) -> list[tuple[slice, slice | None]]:
-    """Where each sequence lies in the pack, and where its prefix does. Raises ValueError where that is in a cache."""
+    """Where each sequence lies in the pack, and where its prefix does."""
     if "parts" not in sequences.work:
-        if any(g >= 0 and sequences.prefixes[g][1] < 0 for *_, g in sequences.spans):
-            raise ValueError("a prefix of these sequences lies in a cache, and there is none")
         prefixes = [slice(start, start + length) if length else None for length, start in sequences.prefixes]
         seen = [(slice(begin, end), prefixes[g] if g >= 0 else None) for begin, end, _, g in sequences.spans if begin < end]
         sequences.work["parts"] = seen

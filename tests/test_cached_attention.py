@@ -152,6 +152,17 @@ def test_places_beyond_two_to_the_31():
     torch.testing.assert_close(out, attention(q, k, v, sequences, backend="torch"), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch", "triton"])
+def test_plan_and_cache_belong_together(backend):
+    batch = CACHED["decode behind a shared prefix"]
+    q, k, v = draw(batch, 4, 2, 16, dtype=torch.float32)
+    sequences, layer = cached_plan(batch, k, v, 4, 0)
+    bare = replace(sequences, block_table=None)
+    for plan, cache, told in ((sequences, None, "goes with a cache"), (bare, layer, "goes with a cache"), (bare, None, "lies in a cache, and there is none")):
+        with pytest.raises(ValueError, match=told):
+            attention(q, k[:3], v[:3], plan, cache, backend)
+
+
 def test_padding_only():
     q, layer = torch.randn(0, 2, 16), CacheLayer(*(torch.randn(2, 4, 1, 16) for _ in range(2)))
     empty = replace(Sequences.packed([0, 0]), block_table=torch.zeros(2, 1, dtype=torch.int32), slots=torch.zeros(0, dtype=torch.int64))
@@ -161,11 +172,11 @@ def test_padding_only():
 def case(kernel, rows, dim, gpu, targets):
     """`_attend` of a class, or `_attend_prefix`."""
     tile = tile_for(kernel, rows, gpu)
-    integers, numbers = "place prefix_of prefix_len prefix_start prefix_table", "prefix_width rooms"
+    integers, numbers = "place prefix_of prefix_len prefix_table", "prefix_width rooms"
     integers += " owner" if kernel == "cached_prefix" else " cu_q past block_table"
     numbers += " tokens" if kernel == "cached_prefix" else " block_width least most tiles behind"
     signature = {f"{name}_ptr": "*bf16" for name in ("q", "keys", "values")} | {f"{name}_ptr": "*i32" for name in integers.split()}
-    signature |= {"out_ptr": "*fp32" if tile.k else "*bf16", "lse_ptr": "*fp32", "slots_ptr": "*i64", "scale": "fp32"}
+    signature |= {"out_ptr": "*fp32" if tile.k else "*bf16", "lse_ptr": "*fp32", "scale": "fp32"}
     signature |= {"q_token": "i32:16", "q_head": "i32:16"} | {name: "i32" for name in numbers.split()}
     constants = {"HEADS": 16, "GROUP": 2, "D": dim, "P": 32, "M": tile.m, "N": tile.n, "SPLIT": tile.k}
     matrix = rows != 16  # 16 rows are too few for wgmma

@@ -8,6 +8,7 @@ computed again from its first token.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -115,9 +116,7 @@ def pack(work: dict[Run, list[int]], cache: Cache, device: torch.device) -> tupl
 
     Pasts and prefixes lie in the cache, or enter it in this same step.
     """
-
-    def ints(values: list, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+    ints = partial(torch.tensor, dtype=torch.int32, device=device)
 
     def table(rows: list[list[int]]) -> Tensor:
         width = max(map(len, rows), default=0)
@@ -138,7 +137,7 @@ def pack(work: dict[Run, list[int]], cache: Cache, device: torch.device) -> tupl
         max_prefix=max(before.values()),
         block_table=table([run.pages for run in work]),
         prefix_table=table([prefix.pages for prefix in prefixes]),
-        slots=ints([cache.slot(run.pages, i) for run, i in places], torch.int64),
+        slots=ints([cache.slot(run.pages, i) for run, i in places], dtype=torch.int64),
     )
     ids, positions = [token for new in work.values() for token in new], [before[run] + i for run, i in places]
-    return ints(ids, torch.int64), ints(positions, torch.int64), plan
+    return ints(ids, dtype=torch.int64), ints(positions, dtype=torch.int64), plan
