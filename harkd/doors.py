@@ -8,7 +8,6 @@ settings, a door goes on where it stopped, or says that it is done; with other s
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harkd.errors import UserError
-from harkd.files import read_json, write_json
+from harkd.files import hold, read_json, write_json
 from harkd.homes.dataset import content_digest
 from harkd.homes.prompt import TEMPLATE_VERSION
 from harkd.memory import peak_memory
@@ -170,16 +169,13 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process holds it, and may begin again behind an error
+            self._lock = hold(self.path)  # this process may begin again behind an error
             if (self.path / "settings.json").exists():
                 self._compare()  # another process may have come and gone since
             for pattern in (*self.files, ".*.tmp") if self.overwrite else (".*.tmp",):  # those: what a killed run was writing
                 for file in self.path.glob(pattern):
                     file.unlink()
             write_json(self.path / "settings.json", self.settings)
-        except BlockingIOError:
-            raise UserError(f"another process is at work in {self.path}: wait for it, end it, or name another folder (--out)") from None
         except OSError as error:
             raise UserError(f"{error.filename or self.path} cannot be written: {error.strerror}") from None
 

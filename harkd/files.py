@@ -1,7 +1,10 @@
-"""Files that are whole or absent: written under a temporary name in the same folder, flushed to the disk, then renamed; JSON in and out."""
+"""Files that are whole or absent: written under a temporary name in the same folder, flushed to the disk, then renamed; JSON in and out;
+and a lock, for what one process at a time may write.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -46,3 +49,17 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     return value
+
+
+def hold(path: Path) -> int:
+    """Keep other processes from a folder, by `.lock` in it, or from a file, by `.NAME.lock` beside it.
+
+    Until this process ends or closes what is returned; it may hold it again meanwhile. Raises UserError while another one holds it.
+    """
+    file = os.open(path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise UserError(f"another process is at work in {path}: wait for it, end it, or name another with --out") from None
+    return file

@@ -256,8 +256,9 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     if args.export_prompts and args.import_completions:
         parser.error("--export-prompts writes questions and --import-completions reads answers: give one of them")
-    if (args.guided or args.max_thinking is not None) and (args.export_prompts or args.import_completions):
-        parser.error(f"{'--guided' if args.guided else '--max-thinking'} is for a model that runs here")
+    here = {"--guided": args.guided, "--max-thinking": args.max_thinking is not None, "--adapter": args.adapter}
+    if any(here.values()) and (args.export_prompts or args.import_completions):
+        parser.error(f"{next(filter(here.get, here))} is for a model that runs here")
     parser.at_least_one(args, "samples", "limit", "batch", "cache_tokens", "tensor_parallel")
     thinking = mode(args.adapter, args.thinking)
     out = args.out or ("" if args.export_prompts else f"{DEFAULT_RUNS}/traces")

@@ -9,7 +9,8 @@ A window is labelled as soon as it is full, or when its oldest event has waited 
 once as --batch says. What comes in first goes out first, and nothing is lost: what reads ahead waits when 16,384 events do. The prompt
 that all windows share is computed once and stays in the cache. A line that is no event is told on stderr and left out. At the end of the
 input what waits is labelled, and the last line counts the events and the lines that were skipped. With `--out FILE` answers are appended
-there in place of stdout, and the same command goes on behind the last one, if it is given the same events again, and refuses others.
+there in place of stdout, by one process at a time, and the same command goes on behind the last one, if it is given the same events
+again, and refuses others.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 from harkd.doors import Parser, add_model_arguments, add_sampling_arguments, enter, machine_of, sampling_of
 from harkd.errors import UserError
+from harkd.files import hold
 from harkd.homes.events import Event
 from harkd.homes.prompt import CONTROL
 from harkd.homes.readers.common import clock
@@ -133,6 +135,7 @@ def _go_on(path: Path) -> tuple[Iterator[dict[str, Any]], JsonLinesWriter]:
         for number, told in read_json_lines(path) if path.is_file() else ():
             if "activity" not in told:
                 raise UserError(f"{path}, line {number} is no answer of harkd.recognize: name another file with --out")
+        hold(path)
         writer = JsonLinesWriter(path)  # before the answers are read: it cuts a torn line off
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None

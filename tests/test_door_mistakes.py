@@ -161,7 +161,9 @@ def test_files_of_prompts_and_completions(doors, tmp_path):
     refused("generate", [*argv, "--import-completions", tmp_path / "c.jsonl"], "c.jsonl, line 1")
     refused("generate", [*argv, "--export-prompts", tmp_path / "c.jsonl/prompts"], "cannot be written")
     refused("generate", [*argv, "--export-prompts", tmp_path / "p", "--import-completions", tmp_path / "c.jsonl"], "give one of them")
-    refused("generate", [*argv, "--export-prompts", tmp_path / "p", "--max-thinking", 9], "--max-thinking is for a model that runs here")
+    for file in ("--export-prompts", "--import-completions"):
+        refused("generate", [*argv, file, tmp_path / "p", "--max-thinking", 0], "--max-thinking is for a model that runs here")
+        refused("generate", [*argv, file, tmp_path / "p", "--adapter", tmp_path / "a"], "--adapter is for a model that runs here")
 
 
 @pytest.mark.parametrize("door", ["generate", "eval"])

@@ -109,6 +109,8 @@ def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path, torn):
     while not path.exists() or path.read_bytes().count(b"\n") < 4:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    code, _, _, err = outcome(main, *argv[3:])
+    assert code == 2 and err.startswith(f"harkd.recognize: another process is at work in {path}: ") and err.count("\n") == 1
     process.kill()
     process.communicate()
     with open(path, "ab") as file:
