@@ -49,8 +49,6 @@ from harkd.scoring.report import counts, look, write_report, write_timeline
 from harkd.scoring.table import tables
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from harkd.sampling.generator import Completion
 
 
@@ -82,7 +80,7 @@ def evaluate(
 
     `datasets`, of different names, stand in for those that `settings.data` names.
     """
-    from harkd.qwen3.weights import as_device
+    from harkd.qwen3.weights import as_device, model_size
 
     datasets = datasets or [read(name, settings.options) for name in settings.data]
     models = [row for row in settings.contestants if not row.baseline]
@@ -107,8 +105,9 @@ def evaluate(
     # baselines, then adapters: faults of the training files, and an adapter that does not fit its base, show before hours go into the rest
     for contestant in sorted(settings.contestants, key=lambda row: (not row.baseline, row.adapter is None)):
         reset_peak_memory()
-        sizes = _predict(contestant, settings, datasets, folder.path / contestant.file, groups.total(), machine)
-        spent[contestant.name] = {**sizes, "peak_memory_bytes": peak_memory()}
+        _predict(contestant, settings, datasets, folder.path / contestant.file, groups.total(), machine)
+        size = {"parameters": 0, "bytes": 0} if contestant.baseline else model_size(contestant.model, settings.dtype)
+        spent[contestant.name] = {**size, "peak_memory_bytes": peak_memory()}
     rows, metrics, answers = _scores(settings, datasets, folder.path, spent)
     write_json(folder.path / "metrics.json", {"data": [dataset.name for dataset in datasets], "split": settings.split, "models": metrics})
     for dataset, found in zip(datasets, metrics[:: len(settings.contestants)]):
@@ -147,17 +146,18 @@ def _asked(contestant: Contestant, settings: EvalSettings, dataset: Dataset, wor
 
 def _predict(
     contestant: Contestant, settings: EvalSettings, datasets: Sequence[Dataset], path: Path, total: int, machine: Machine
-) -> dict[str, int]:
-    """Write the predictions that `path` lacks, each with the seconds since the one before. Returns parameters and bytes of the model."""
+) -> None:
+    """Write the predictions that `path` lacks, each with the seconds since the one before."""
     from tqdm import tqdm
 
     with JsonLinesWriter(path) as writer:
         done = {(record["data"], record["window"]) for _, record in read_json_lines(path)}
-        generator = None if contestant.baseline else load_generator(contestant.model, contestant.adapter, settings.dtype, machine)
-        parameters: list[Tensor] = [] if generator is None else list(generator.model.parameters())
+        work = datasets if len(done) < total else ()  # else no model is loaded, and no baseline fitted
+        loaded = contestant.model, contestant.adapter, settings.dtype, machine
+        generator = load_generator(*loaded) if work and not contestant.baseline else None
         last = time.perf_counter()
         with tqdm(total=total, initial=len(done), desc=contestant.name, unit="window", file=sys.stderr) as progress:
-            for dataset in datasets if len(done) < total else ():  # else not even a baseline is fitted
+            for dataset in work:
                 known = {window for name, window in done if name == dataset.name}
                 if generator is None:
                     answers = (pair for pair in _baseline_answers(contestant, settings, dataset) if pair[0].id not in known)
@@ -171,7 +171,6 @@ def _predict(
                     took = {"seconds": round(last - before, 6)}
                     writer.append({**where, "recording": window.recording, "truth": truth, **record, **took}, sync=generator is not None)
                     progress.update()
-    return {"parameters": sum(p.numel() for p in parameters), "bytes": sum(p.nbytes for p in parameters)}
 
 
 def _baseline_answers(contestant: Contestant, settings: EvalSettings, dataset: Dataset) -> Iterator[tuple[Window, dict[str, Any]]]:

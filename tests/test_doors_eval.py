@@ -118,6 +118,18 @@ def test_killed_and_continued(argv, mixed, tmp_path):
     assert (out / "metrics.json").read_bytes() == (tmp_path / "out/metrics.json").read_bytes()
 
 
+def test_a_continued_run_loads_and_fits_nothing_that_is_done(argv, adapter, monkeypatch, tmp_path):
+    argv = [*argv, *BASELINES, "--adapter", adapter]
+    result = run(main, *argv)
+    before = json.loads((tmp_path / "out/cost.json").read_text())["models"]
+    (tmp_path / "out/result.json").unlink()
+    monkeypatch.setattr("harkd.eval.load_generator", None)
+    monkeypatch.setattr("harkd.eval.baseline", None)
+    assert run(main, *argv) == result
+    after = json.loads((tmp_path / "out/cost.json").read_text())["models"]
+    assert [{**row, "peak_memory_bytes": 0} for row in after.values()] == [{**row, "peak_memory_bytes": 0} for row in before.values()]
+
+
 def test_overwrite_leaves_no_predictions_of_the_run_before(argv, tmp_path):
     run(main, *argv, *BASELINES, "--limit", 1)
     assert outcome(main, *BASELINES, *argv[2:], "--limit", 1)[0] == 2

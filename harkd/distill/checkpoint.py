@@ -58,11 +58,11 @@ def save(folder: Path, name: str, parameters: Mapping[str, nn.Parameter], optimi
     tensors = {f"parameter/{key}": parameter for key, parameter in parameters.items()} | (optimiser.state_dict() if optimiser else {})
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     text = json.dumps(dict(facts))
-    path = _path(folder, name)
+    path = folder / f"{name}.safetensors"
     following = path.with_name(f".{path.name}.tmp")
     write_tensors(following, tensors, {"harkd": text, "crc32": json.dumps(_checksums(tensors, text))})
     if name == "last" and path.exists():
-        os.replace(path, _path(folder, "previous"))
+        os.replace(path, folder / "previous.safetensors")
     os.replace(following, path)  # a kill right before leaves "previous" alone, which is as good
     return path
 
@@ -81,7 +81,7 @@ def load_last(folder: Path) -> Checkpoint | None:
 
 def load(folder: Path, name: str) -> Checkpoint | None:
     """Read `folder`/NAME.safetensors, None if there is none. Raises UserError naming the file where it is damaged."""
-    path = _path(folder, name)
+    path = folder / f"{name}.safetensors"
     if not path.exists():
         return None
     try:
@@ -94,10 +94,6 @@ def load(folder: Path, name: str) -> Checkpoint | None:
     if checksums != _checksums(tensors, metadata["harkd"]):
         raise UserError(f"the checkpoint {path} is damaged (its bytes changed)")
     return Checkpoint(path, tensors, facts)
-
-
-def _path(folder: Path, name: str) -> Path:
-    return Path(folder) / f"{name}.safetensors"
 
 
 def _checksums(tensors: Mapping[str, Tensor], facts: str) -> dict[str, int]:

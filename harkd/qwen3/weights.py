@@ -114,6 +114,14 @@ def load_model(
     return model.eval()
 
 
+def model_size(ref: str | Path, dtype: torch.dtype | str | None = None) -> dict[str, int]:
+    """How many parameters a model has, and the bytes that they take, without reading them."""
+    config = read_config(resolve(ref))
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Qwen3(config).parameters())
+    return {"parameters": parameters, "bytes": parameters * as_dtype(dtype or config.dtype).itemsize}
+
+
 def as_device(name: str | torch.device | None = None) -> torch.device:
     """The torch device of a name such as "cuda:1", by default CUDA where there is a GPU. Raises UserError where it cannot be used."""
     try:

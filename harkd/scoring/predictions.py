@@ -74,11 +74,7 @@ def _said(record: Record, labels: Sequence[str]) -> list[tuple[float, bool]]:
 
 def costs(records: Iterable[Record]) -> dict[str, Any]:
     """What at least one prediction took, those of a run that was killed too, in all and per window."""
-    sums = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
-    windows = 0
-    for windows, record in enumerate(records, 1):
-        tokens = record.get("tokens", {})  # a baseline has none
-        sums["seconds"] += record["seconds"]
-        sums["prompt_tokens"] += tokens.get("prompt", 0)
-        sums["completion_tokens"] += tokens.get("completion", 0)
-    return {"windows": windows, **sums, **{f"{name}_per_window": value / windows for name, value in sums.items()}}
+    told = ((record["seconds"], record.get("tokens", {})) for record in records)  # a baseline has no tokens
+    spent = [(seconds, tokens.get("prompt", 0), tokens.get("completion", 0)) for seconds, tokens in told]
+    sums = dict(zip(("seconds", "prompt_tokens", "completion_tokens"), map(sum, zip(*spent))))
+    return {"windows": len(spent), **sums, **{f"{name}_per_window": value / len(spent) for name, value in sums.items()}}
