@@ -105,9 +105,9 @@ def evaluate(
     # baselines, then adapters: faults of the training files, and an adapter that does not fit its base, show before hours go into the rest
     for contestant in sorted(settings.contestants, key=lambda row: (not row.baseline, row.adapter is None)):
         reset_peak_memory()
-        _predict(contestant, settings, datasets, folder.path / contestant.file, groups.total(), machine)
+        worked = _predict(contestant, settings, datasets, folder.path / contestant.file, groups.total(), machine)
         size = {"parameters": 0, "bytes": 0} if contestant.baseline else model_size(contestant.model, settings.dtype)
-        spent[contestant.name] = {**size, "peak_memory_bytes": peak_memory()}
+        spent[contestant.name] = size | ({"peak_memory_bytes": peak_memory()} if worked else {})
     rows, metrics, answers = _scores(settings, datasets, folder.path, spent)
     write_json(folder.path / "metrics.json", {"data": [dataset.name for dataset in datasets], "split": settings.split, "models": metrics})
     for dataset, found in zip(datasets, metrics[:: len(settings.contestants)]):
@@ -117,8 +117,8 @@ def evaluate(
         best = max(rows[: len(settings.contestants)], key=lambda row: row["weighted_f1"] or 0)["name"]
         run = look(_windows(settings, datasets[0])).recording
         write_timeline(folder.path / "timeline.png", run, answers[best], _labels(datasets[0]), best)
-    peaks = [cost["peak_memory_bytes"] for cost in spent.values()]
-    peak = {name: max(found.get(name, 0) for found in peaks) for name in peaks[-1]}
+    peaks = [cost["peak_memory_bytes"] for cost in spent.values() if "peak_memory_bytes" in cost] or [peak_memory()]
+    peak = {name: max(found.get(name, 0) for found in peaks) for name in peaks[0]}
     return folder.finish({"models": rows}, {"peak_memory_bytes": peak, "models": spent})
 
 
@@ -146,15 +146,15 @@ def _asked(contestant: Contestant, settings: EvalSettings, dataset: Dataset, wor
 
 def _predict(
     contestant: Contestant, settings: EvalSettings, datasets: Sequence[Dataset], path: Path, total: int, machine: Machine
-) -> None:
-    """Write the predictions that `path` lacks, each with the seconds since the one before."""
+) -> bool:
+    """Write the predictions that `path` lacks, each with the seconds since the one before. Returns whether there were any."""
     from tqdm import tqdm
 
     with JsonLinesWriter(path) as writer:
         done = {(record["data"], record["window"]) for _, record in read_json_lines(path)}
         work = datasets if len(done) < total else ()  # else no model is loaded, and no baseline fitted
-        loaded = contestant.model, contestant.adapter, settings.dtype, machine
-        generator = load_generator(*loaded) if work and not contestant.baseline else None
+        what = contestant.model, contestant.adapter, settings.dtype, machine
+        generator = load_generator(*what) if work and not contestant.baseline else None
         last = time.perf_counter()
         with tqdm(total=total, initial=len(done), desc=contestant.name, unit="window", file=sys.stderr) as progress:
             for dataset in work:
@@ -171,6 +171,7 @@ def _predict(
                     took = {"seconds": round(last - before, 6)}
                     writer.append({**where, "recording": window.recording, "truth": truth, **record, **took}, sync=generator is not None)
                     progress.update()
+    return bool(work)
 
 
 def _baseline_answers(contestant: Contestant, settings: EvalSettings, dataset: Dataset) -> Iterator[tuple[Window, dict[str, Any]]]:

@@ -54,12 +54,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def hold(path: Path) -> int:
     """Keep other processes from a folder, by `.lock` in it, or from a file, by `.NAME.lock` beside it.
 
-    Until this process ends or closes what is returned; it may hold it again meanwhile. Raises UserError while another one holds it.
+    Until this process ends or closes what is returned; it may hold it again meanwhile. Raises UserError while another one holds it, and
+    OSError where nothing can be written there.
     """
+    path = path.resolve()
     file = os.open(path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(file)
-        raise UserError(f"another process is at work in {path}: wait for it, end it, or name another with --out") from None
+        raise UserError(f"another process is at work in {path}: wait for it, end it, or give another --out") from None
     return file

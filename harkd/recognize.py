@@ -121,9 +121,7 @@ def _run(argv: Sequence[str] | None) -> dict[str, Any]:
     if args.temperature is None and not thinking:
         args.temperature = 0.0
     how = {"thinking": thinking, "sampling": sampling_of(args, thinking), "window": args.window, "rules": args.rules, "dtype": args.dtype}
-    answered, writer = (), None
-    if args.out:
-        answered, writer = _go_on(Path(args.out))
+    answered, writer = _go_on(Path(args.out)) if args.out else ((), None)
     recognizer = Recognizer.load(args.model, args.adapter, args.home, **how, machine=machine_of(args))
     write = writer.append if writer else lambda told: print(json.dumps(told), flush=True)
     return serve(recognizer, sys.stdin.buffer, write, args.max_wait, args.reasoning, answered)
@@ -135,10 +133,10 @@ def _go_on(path: Path) -> tuple[Iterator[dict[str, Any]], JsonLinesWriter]:
         for number, told in read_json_lines(path) if path.is_file() else ():
             if "activity" not in told:
                 raise UserError(f"{path}, line {number} is no answer of harkd.recognize: name another file with --out")
-        hold(path)
         writer = JsonLinesWriter(path)  # before the answers are read: it cuts a torn line off
+        hold(path)  # until this process ends
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+        raise UserError(f"{error.filename or path} cannot be written: {error.strerror}") from None
     return (told for _, told in read_json_lines(path)), writer
 
 

@@ -119,7 +119,8 @@ def attention(
     """
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
-    if (cache_layer is None) != (sequences.block_table is None):
+    tables = (sequences.block_table, *([sequences.prefix_table] if len(sequences.prefix_len) else []))
+    if any((table is None) != (cache_layer is None) for table in tables):
         raise ValueError("a plan with tables goes with a cache, one without them without")
     if use_triton(backend, q, k, v) and _served(q, backend):
         from harkd.kernels import cached_attention, packed_attention  # here, since they import triton

@@ -239,7 +239,7 @@ def cached_attention(q: Tensor, sequences: Sequences, cache_layer: CacheLayer) -
     out, group, gpu = torch.empty(q.shape, dtype=q.dtype, device=q.device), heads // kv_heads, gpu_family(q.device)
     if not tokens or not count:
         return out
-    prefix_table = sequences.block_table if sequences.prefix_table is None else sequences.prefix_table
+    prefix_table = sequences.block_table if sequences.prefix_table is None else sequences.prefix_table  # there is no prefix: never read
     whose = sequences.cu_q, sequences.past, sequences.prefix_of, sequences.prefix_len
     widths, strides, scale = (sequences.block_table.shape[1], prefix_table.shape[1]), q.stride()[:2], dim**-0.5 * log2(e)
     classes = [(tile_for("cached", rows, gpu), min(rows // group if rows else sequences.max_q, sequences.max_q)) for rows in CLASSES]

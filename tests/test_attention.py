@@ -91,7 +91,7 @@ def cached_plan(case: Case, k, v, page: int, seed: int):
         past=ints([past for _, past, _ in case.sequences]),
         prefix_of=ints([prefix for _, _, prefix in case.sequences]),
         prefix_len=ints([length for length, _ in case.prefixes]),
-        prefix_start=ints([-1 for _ in case.prefixes]),
+        prefix_start=ints([-1] * len(case.prefixes)),
         max_q=max(new for new, _, _ in case.sequences),
         max_k=4096,
         max_prefix=4096,

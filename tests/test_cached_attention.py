@@ -157,8 +157,9 @@ def test_plan_and_cache_belong_together(backend):
     batch = CACHED["decode behind a shared prefix"]
     q, k, v = draw(batch, 4, 2, 16, dtype=torch.float32)
     sequences, layer = cached_plan(batch, k, v, 4, 0)
-    bare = replace(sequences, block_table=None)
-    for plan, cache, told in ((sequences, None, "goes with a cache"), (bare, layer, "goes with a cache"), (bare, None, "lies in a cache, and there is none")):
+    bare, half = replace(sequences, block_table=None, prefix_table=None), replace(sequences, prefix_table=None)
+    wrong = [(sequences, None, "goes with a cache"), (bare, layer, "goes with a cache"), (half, layer, "goes with a cache"), (bare, None, "lies in a cache, and there is none")]
+    for plan, cache, told in wrong:
         with pytest.raises(ValueError, match=told):
             attention(q, k[:3], v[:3], plan, cache, backend)
 

@@ -13,7 +13,7 @@ from harkd.qwen3.config import Qwen3MoeConfig, check_config, read_config
 from harkd.qwen3.lora import LoraConfig, add_lora, fingerprint
 from harkd.qwen3.mlp import MLP, Experts
 from harkd.qwen3.model import Qwen3, initialise
-from harkd.qwen3.weights import load_model, save_model
+from harkd.qwen3.weights import load_model, model_size, save_model
 from harkd.sampling.generator import Generator
 from tests.generator_cases import WARM, all_pages_are_back, mixed_requests, tiny  # noqa: F401
 from tests.tiny import tiny_config
@@ -39,6 +39,7 @@ def test_logits_are_those_of_transformers_from_its_files_and_from_ours(tmp_path,
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())), alpha=0.2)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_model(tmp_path / "theirs", "cpu", "float32")
+    assert model_size(tmp_path / "theirs")["parameters"] == sum(p.numel() for p in ours.parameters()) == theirs.num_parameters()
     assert ours.config == replace(config(**changes), dtype="float32") and isinstance(ours.model.layers[1].mlp, Experts)
     save_model(ours, tmp_path / "ours")
     back = Qwen3MoeForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()

@@ -109,8 +109,10 @@ def test_a_killed_run_goes_on_behind_its_last_answer(model, tmp_path, torn):
     while not path.exists() or path.read_bytes().count(b"\n") < 4:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    code, _, _, err = outcome(main, *argv[3:])
-    assert code == 2 and err.startswith(f"harkd.recognize: another process is at work in {path}: ") and err.count("\n") == 1
+    (tmp_path / "link.jsonl").symlink_to(path)
+    for name in (path, tmp_path / "link.jsonl"):
+        code, _, _, err = outcome(main, *argv[3:-1], name)
+        assert code == 2 and err == f"harkd.recognize: another process is at work in {path}: wait for it, end it, or give another --out\n"
     process.kill()
     process.communicate()
     with open(path, "ab") as file:
@@ -156,3 +158,5 @@ def test_a_file_without_answers_is_not_written_to(model, tmp_path, end):
     path.write_text(text := '{"name": "home", "rooms": {}}' + end)
     code, _, _, err = outcome(main, "--model", model, "--home", "simulated:D0", "--out", path)
     assert code == 2 and "home.json, line 1 is no answer" in err and err.count("\n") == 1 and path.read_text() == text
+    code, _, _, err = outcome(main, "--model", model, "--home", "simulated:D0", "--out", tmp_path)
+    assert code == 2 and "Is a directory" in err and list(tmp_path.iterdir()) == [path]

@@ -43,7 +43,8 @@ def test_a_second_process_is_refused_until_the_first_has_ended(other, model, dat
     out = tmp_path / "out"
     (out / "traces.jsonl").write_text("{}\n")
     code, _, _, err = outcome(main, "--model", model, "--data", data, "--out", out, "--max-new-tokens", 6, "--overwrite")
-    assert code == 2 and err.splitlines()[-1].startswith(f"harkd.generate: another process is at work in {out}: ")
+    told = f"harkd.generate: another process is at work in {out}: wait for it, end it, or give another --out"
+    assert code == 2 and err.splitlines()[-1] == told
     folder = RunFolder(out, "generate", {}, True, ["*.jsonl"], {})
     with pytest.raises(UserError, match="another process is at work"):
         folder.begin()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from harkd.errors import UserError
 from harkd.qwen3.model import Qwen3
-from harkd.qwen3.weights import as_device, fill, load_model, read_header, save_model
+from harkd.qwen3.weights import as_device, fill, load_model, model_size, read_header, save_model
 from tests.helpers import ROOT
 from tests.tiny import random_model, tiny_config, tiny_model, transformers_model
 
@@ -42,8 +42,11 @@ def test_single_file_in_every_dtype(tmp_path, stored, tied):
     model = load_model(tmp_path, device="cpu")
     assert model.dtype == stored and not model.training and same(model, truth)
     assert not same(model, random_model(seed=1, dtype=name, tie_word_embeddings=tied))
+    parameters = sum(p.numel() for p in model.parameters())
+    assert model_size(tmp_path) == {"parameters": parameters, "bytes": sum(p.nbytes for p in model.parameters())}
     for dtype in DTYPES:
         assert same(load_model(str(tmp_path), "cpu", dtype), truth, dtype)
+        assert model_size(str(tmp_path), dtype) == {"parameters": parameters, "bytes": parameters * dtype.itemsize}
     with pytest.raises(UserError, match="int8"):
         load_model(tmp_path, "cpu", "int8")
 
