@@ -89,7 +89,7 @@ def _keep(out_ptr, lse_ptr, at, real, top, total, out, D: tl.constexpr):
     tl.store(out_ptr + at[:, None] * D + tl.arange(0, D)[None, :], out / total[:, None], mask=real[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["prefix_width", "tokens", "rooms"])  # what differs from step to step: no kernel is compiled for a 1 or 16 n
 def _attend_prefix(
     q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, owner_ptr, place_ptr, prefix_of_ptr, prefix_len_ptr,
     prefix_table_ptr, prefix_width, q_token, q_head, scale, tokens, rooms,
@@ -121,7 +121,7 @@ def _attend_prefix(
         prefix = tl.min(tl.where(mine > prefix, mine, none))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["block_width", "prefix_width", "least", "most", "tiles", "behind", "rooms"])
 def _attend(
     q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, place_ptr, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr,
     block_table_ptr, prefix_table_ptr, block_width, prefix_width,
@@ -163,7 +163,7 @@ def _attend(
         tl.store(out_ptr + at[:, None] * D + tl.arange(0, D)[None, :], out.to(out_ptr.dtype.element_ty), mask=real[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["least", "most", "behind", "rooms"])
 def _join(
     parts_ptr, lse_ptr, out_ptr, owner_ptr, place_ptr, cu_q_ptr, past_ptr, prefix_of_ptr, prefix_len_ptr, least, most, behind, rooms,
     HEADS: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, JOINED: tl.constexpr,

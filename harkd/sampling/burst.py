@@ -76,10 +76,10 @@ class Burst:
 
     def forget(self) -> bool:
         """Give the graphs and their memory back; whether there were any."""
-        held = bool(self.graphs)
-        if held:
-            self.graphs.clear()
-        return held
+        if not self.graphs:
+            return False
+        self.graphs, self.pool = {}, self.pool and torch.cuda.graph_pool_handle()  # a new one: something may still lie in the old
+        return True
 
     def _board(self, sequences: list[Sequence], sampling: Sampling, steps: int) -> Board:
         """Where these sequences stand."""
@@ -116,7 +116,7 @@ class Burst:
     def _graph(self, board: Board, sampling: Sampling) -> tuple[Board, Callable[[], None]]:
         """A graph for steps of so many sequences, keys and tokens, and its own board, on which these sequences stand now."""
         sizes = len(board.token), max(board.plan.max_k, LEAST_KEYS), max(board.plan.max_prefix, LEAST_KEYS)
-        kind = *map(_rounded, sizes), board.drawn.shape[1], sampling
+        kind = *(1 << (n - 1).bit_length() for n in sizes), board.drawn.shape[1], sampling  # the next power of two
         if kind not in self.graphs:
             if len(self.graphs) == GRAPHS:
                 del self.graphs[next(iter(self.graphs))]
@@ -156,11 +156,6 @@ def _capturable(model: Qwen3) -> bool:
     served = model.config.head_dim in HEAD_DIMS and weight.dtype in (torch.float16, torch.bfloat16)
     counted = isinstance(model.config, Qwen3MoeConfig) or model.group.size > 1
     return weight.is_cuda and served and use_triton(model.backend, weight) and not counted
-
-
-def _rounded(number: int) -> int:
-    """The next power of two."""
-    return 1 << (number - 1).bit_length()
 
 
 def _tensors(board: Board) -> list[Tensor]:

@@ -35,6 +35,7 @@ from harkd.sampling.sampler import sample, uniform
 from harkd.sampling.sequence import Run, Sequence, pack, written_by
 
 PAGE = 32  # tokens
+STEP = 1024, 8192  # most tokens of a step, on a CPU and on a GPU: there 1,024 of prompts let fewer sequences begin than a burst ends
 BURST = 8  # tokens: the host is asked once for so many, and as many less one may be written for nothing
 SMALL = 128  # tokens: a step of so many takes a GPU hardly longer than one of a few (a CPU does take longer)
 
@@ -62,17 +63,18 @@ class Generator:
     Prefixes stay in the cache from one call of `generate` to the next: make a new Generator when the model's weights have changed.
 
     Args: batch: sequences that run at once; cache_tokens: room of the cache, shared by prefixes and sequences, by default what the free
-    memory allows; page_size: tokens in a page; step_tokens: most tokens of one forward; it is halved when a step finds no memory; burst:
-    tokens by which free text goes on at a time, by default BURST on a GPU and 1 elsewhere.
+    memory allows; page_size: tokens in a page; step_tokens: most tokens of one forward, by default as STEP says, halved when a step finds
+    no memory; burst: tokens by which free text goes on at a time, by default BURST on a GPU and 1 elsewhere.
     """
 
     def __init__(
         self, model: Qwen3, tokenizer: Tokenizer, batch: int = BATCH, cache_tokens: int | None = None, page_size: int = PAGE,
-        step_tokens: int = 1024, burst: int | None = None,
+        step_tokens: int | None = None, burst: int | None = None,
     ) -> None:  # fmt: skip
-        if min(batch, page_size, step_tokens, *(given for given in (cache_tokens, burst) if given is not None)) < 1:
+        if min(batch, page_size, *(given for given in (cache_tokens, step_tokens, burst) if given is not None)) < 1:
             raise UserError("batch, cache_tokens, page_size, step_tokens and burst of a Generator must be at least 1")
-        self.model, self.tokenizer, self.batch, self.step_tokens = model, tokenizer, batch, max(step_tokens, batch)
+        usual = (STEP[1], BURST) if model.device.type == "cuda" else (STEP[0], 1)
+        self.model, self.tokenizer, self.batch, self.step_tokens = model, tokenizer, batch, max(step_tokens or usual[0], batch)
         most = (batch + 1) * model.config.max_position_embeddings  # every place full, and prefixes of as much
         self.cache = cache_of(model.config, cache_tokens, most, page_size, model.dtype, model.device)
         pages = [len(self.cache.free) * (rank == model.group.rank) for rank in range(model.group.size)]
@@ -80,7 +82,7 @@ class Generator:
         self.vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)  # ids above are padding of the head
         self.intake = Intake(tokenizer, model.config.max_position_embeddings, len(self.cache.free), page_size)
         self.places = Places(self.cache, self.intake.prefixes)
-        self.burst, self.ahead = Burst(model, self.cache, self.vocab_size), burst or (BURST if model.device.type == "cuda" else 1)
+        self.burst, self.ahead = Burst(model, self.cache, self.vocab_size), burst or usual[1]
         self.rows = batch  # sequences of a burst
         self.lock = Lock()  # for callers in several threads, who take turns
         if model.group.size > 1:
