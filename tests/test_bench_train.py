@@ -41,7 +41,7 @@ def test_losses_that_differ_are_told_and_liger_runs_on_a_gpu_alone(monkeypatch, 
         row["tokens_in_flight"] = 20 if name == "harkd" else 10
         return subprocess.CompletedProcess(command, 0, json.dumps(row))
 
-    monkeypatch.setattr(bench_train, "make_checkpoint", lambda *_: None)
+    monkeypatch.setattr(bench_train, "make_checkpoint", lambda *_, **__: None)
     monkeypatch.setattr(bench_train.subprocess, "run", run)
     monkeypatch.setattr(bench_train, "find_spec", lambda name: name == "liger_kernel")
     for device, best in (("cpu", 3.0), ("cuda", 4.0)):
@@ -50,3 +50,20 @@ def test_losses_that_differ_are_told_and_liger_runs_on_a_gpu_alone(monkeypatch, 
         ratios = json.loads(out.splitlines()[-1])["ratios"]
         assert ratios == {"examples_to_peft": 12 / best, "memory_to_peft": 0.25, "shared_prefix_gain": 1.5, "to_limit": 0.5, "loss_to_peft": round(2 / loss, 3)}
         assert ("final losses differ" in err) == (loss != 2.0) and ("packed-liger" in out) == (device == "cuda")
+
+
+def test_a_contestant_that_fails_leaves_the_others(monkeypatch, capsys):
+    failing = ["padded"]
+
+    def run(command, **_):
+        name = command[command.index("--one") + 1]
+        row = {"examples_per_s": 6.0 if name == "harkd" else 2.0, "net_peak_bytes": 5, "final_loss": 2.0, "tokens_in_flight": 10}
+        return subprocess.CompletedProcess(command, int(name in failing), json.dumps(row))
+
+    monkeypatch.setattr(bench_train, "make_checkpoint", lambda *_, **__: None)
+    monkeypatch.setattr(bench_train.subprocess, "run", run)
+    assert main(["--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "padded    failed, exit code 1" in out and json.loads(out.splitlines()[-1])["ratios"]["examples_to_peft"] == 3.0
+    failing.append("packed")
+    assert main(["--device", "cpu"]) == 1 and "no ratios" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+import sys
 import time
 
 import pytest
@@ -37,6 +38,9 @@ TINY = gpu_kernels.Setting(
 MACHINE = {"gpu": "none", "bytes_per_second": 1e12, "operations_per_second": 1e15}
 
 
+SOON = lambda: time.monotonic() + 600  # noqa: E731, a deadline
+
+
 @pytest.fixture
 def record(tmp_path):
     return Record(tmp_path / "results" / "kernels.json", MACHINE)
@@ -67,7 +71,7 @@ def test_parts_are_known():
 
 @pytest.mark.slow
 def test_every_check_runs_and_passes(record):
-    run_checks(record, gpu_kernels.checks(TINY), TINY.dtypes)
+    run_checks(record, gpu_kernels.checks(TINY), TINY.dtypes, SOON())
     assert record.wrong == [] and len(record.checks) >= 20
     assert all(0 <= error <= 1 for error in record.checks.values())
     assert json.loads(record.path.read_text())["checks"] == record.checks
@@ -115,7 +119,7 @@ def test_wrong_kernels_are_told(record):
         "gradient": lambda backend, x: x.sin() if backend == "torch" else x.sin().detach() + 0 * x,
     }
     checks = [Check(name, function, [x], 1) for name, function in wrong.items()]
-    run_checks(record, [*checks, Check("right", lambda backend, x: x.sin(), [x], 1)], (torch.float16,))
+    run_checks(record, [*checks, Check("right", lambda backend, x: x.sin(), [x], 1)], (torch.float16,), SOON())
     assert [text.split(",")[0] for text in record.wrong] == list(wrong)
     with pytest.raises(ValueError, match="would pass"):
         exactness(Check("nothing", lambda backend, x: x * 0, [x], 0), torch.float16)
@@ -128,9 +132,12 @@ def test_failures_and_lack_of_time_are_counted(record, capsys):
     bench = Bench("sum", {"a": broken, "b": built}, {"base": built, "bad": lambda: broken}, bytes=1e9, targets={"base": 2.0})
     run_benches(record, [bench], once, lambda function: 0, time.monotonic() + 60)
     assert record.ratios == {"sum, b / limit": 0.5, "sum, b / base": 1.0}
-    run_checks(record, [Check("check", broken, [torch.ones(2)], 0)], (torch.float16,))
+    check = Check("check", broken, [torch.ones(2)], 0, once=True)
+    run_checks(record, [check], (torch.float16, torch.float32), SOON())
     run_benches(record, [bench], once, lambda function: 0, time.monotonic() - 1)
-    assert len(record.wrong) == 4 and all("no such kernel" in text for text in record.wrong[:3]) and "no time" in record.wrong[3]
+    run_checks(record, [check], (torch.float16,), time.monotonic() - 1)
+    assert len(record.wrong) == 5 and all("no such kernel" in text for text in record.wrong[:3]) and all("no time" in text for text in record.wrong[3:])
+    assert json.loads(record.path.read_text())["wrong"] == record.wrong[:3]
     assert "MISSED" in capsys.readouterr().out
 
 
@@ -146,28 +153,53 @@ def test_the_whole_command_with_a_gpu_played(monkeypatch, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["kernels-none-torch-2-triton-3.json"]
 
 
-def test_training_is_measured_at_both_sizes(monkeypatch, tmp_path, capsys):
-    """The benchmark's processes are played: one that misses a target, and one that fails."""
-    asked, ratios = [], {"examples_to_peft": 2.1, "memory_to_peft": 0.4, "to_limit": 0.3}
+def test_all_parts_run_in_processes_of_their_own(monkeypatch, tmp_path):
+    asked = []
 
-    def run(command, timeout, **_):
+    def run(command, **_):
+        asked.append(command[command.index("--only") :])
+        return subprocess.CompletedProcess(command, int("generation" in command))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check.subprocess, "run", run)
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert main(["--seconds", "100"]) == 1
+    assert [command[1] for command in asked] == list(gpu_check.PARTS) and {command[3] for command in asked} == {str(tmp_path)}
+    assert sum(float(command[5]) for command in asked) == pytest.approx(100)
+
+
+PLAYED = """
+import json, sys, time
+print("harkd     examples_per_s 9  seconds 2", flush=True)
+if "8B" in sys.argv:
+    time.sleep(float(sys.argv[1]))
+    sys.exit(1)
+print(json.dumps({"ratios": {"examples_to_peft": 2.1, "memory_to_peft": 0.4, "to_limit": 0.3}}))
+"""
+
+
+def test_training_is_measured_at_both_sizes(monkeypatch, tmp_path, capsys):
+    """The benchmark's processes are played: one that misses a target, and one that fails, or takes too long."""
+    asked, follow, seconds = [], gpu_training.follow, 0
+
+    def played(command, left, tell):
         asked.append(command)
-        text = "" if "8B" in command else f"harkd  examples_per_s 9\n{json.dumps({'ratios': ratios})}\n"
-        return subprocess.CompletedProcess(command, 0 if text else 1, text)
+        return follow([sys.executable, "-c", PLAYED, str(seconds), *command[1:]], min(left, 3), tell)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_check, "machine", lambda: MACHINE | {"torch": "2", "triton": "3"})
-    monkeypatch.setattr(gpu_training.subprocess, "run", run)
+    monkeypatch.setattr(gpu_training, "follow", played)
     assert main(["--only", "training", "--out", str(tmp_path)]) == 1
     out = capsys.readouterr().out
+    ratios = {"examples_to_peft": 2.1, "memory_to_peft": 0.4, "to_limit": 0.3}
     assert json.loads(out.splitlines()[-1])["ratios"] == {f"0.6B, {name}": ratio for name, ratio in ratios.items()}
     assert "2.100  0.6B, examples_to_peft  MISSED" in out and out.count("MISSED") == 1
-    assert json.loads((tmp_path / "training-none-torch-2-triton-3.json").read_text())["wrong"] == ["8B: no ratios, exit code 1"]
-    for command, size, layers in zip(asked, ("0.6B", "8B"), ("28", "36"), strict=True):
+    saved = json.loads((tmp_path / "training-none-torch-2-triton-3.json").read_text())
+    assert saved["wrong"] == ["8B: no ratios, exit code 1"]
+    assert saved["rows"] == [{"name": f"{size}, harkd", "examples_per_s": 9.0, "seconds": 2.0} for size in ("0.6B", "8B")]
+    for command, size, layers in zip(asked, ("0.6B", "8B"), ("28", "12"), strict=True):
         assert command[1:3] == ["-m", "tools.bench_train"] and command[command.index("--like") + 1] == size and command[command.index("--layers") + 1] == layers
-
-    def too_long(command, timeout, **_):
-        raise subprocess.TimeoutExpired(command, timeout)
-
-    monkeypatch.setattr(gpu_training.subprocess, "run", too_long)
-    assert main(["--only", "training", "--out", str(tmp_path)]) == 1 and '"wrong": 2' in capsys.readouterr().out
+    seconds = 60
+    assert main(["--only", "training", "--out", str(tmp_path)]) == 1
+    saved = json.loads((tmp_path / "training-none-torch-2-triton-3.json").read_text())
+    assert saved["wrong"] == ["8B: no time left"] and len(saved["rows"]) == 2  # what was told before it was killed

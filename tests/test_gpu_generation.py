@@ -8,6 +8,7 @@ import torch
 
 from harkd.qwen3.linear import join
 from harkd.sampling import burst
+from harkd.sampling.request import recommended
 from tests.tiny import tiny_config
 from tools import gpu_check, gpu_generation
 from tools.gpu_check import Record
@@ -15,7 +16,10 @@ from tools.gpu_generation import Case, measure
 from tools.make_checkpoint import random_model
 
 CONFIG = tiny_config(vocab_size=2100, dtype="float32", tie_word_embeddings=True)
-SAME = Case("bursts", CONFIG, 3, prefix=20, own=10, new=20)
+SAME = (
+    Case("bursts", CONFIG, 3, prefix=20, own=10, new=20),
+    Case("sampled bursts", CONFIG, 2, prefix=20, own=10, new=20, sampling=recommended(True)),
+)
 CASES = (
     Case("small", CONFIG, 3, prefix=20, own=10, new=12, least={"decode_to_limit": 1e6, "to_transformers": 0.0, "first_token": 0.0}),
     Case("large", tiny_config(vocab_size=2100), 2, prefix=20, own=10, new=5),
@@ -30,9 +34,12 @@ def record(tmp_path):
 def test_every_measurement_runs(record, capsys):
     measure(record, time.monotonic() + 600, CASES, SAME, "cpu")
     assert record.wrong == []
-    assert record.checks == {"bursts: share of tokens alike": 1.0, "bursts: logprobs apart": pytest.approx(0, abs=1e-3)}
+    for name in ("bursts", "sampled bursts"):
+        assert record.checks[f"{name}: share of tokens alike"] == 1 and record.checks[f"{name}: logprobs apart"] == pytest.approx(0, abs=1e-3)
     assert set(record.ratios) == {"small, decode_to_limit", "small, to_transformers", "small, first_token", "large, decode_to_limit"}
     assert all(0 <= ratio < 1e3 for ratio in record.ratios.values()) and record.ratios["small, to_transformers"] > 0.1
+    for name in ("small", "large"):
+        assert 0 < record.seconds[f"{name}, limit of a step"] < record.seconds[f"{name}, step"] < record.seconds[f"{name}, whole"]
     assert json.loads(record.path.read_text())["ratios"] == record.ratios
     out = capsys.readouterr().out
     assert out.count("MISSED") == 1 and "small, decode_to_limit  MISSED" in out
@@ -57,13 +64,13 @@ def test_wrong_bursts_failures_and_lack_of_time_are_told(record, monkeypatch, ca
 
     with monkeypatch.context() as patch:
         patch.setattr(burst.Burst, "_advance", forgetful)
-        measure(record, time.monotonic() + 600, (), SAME, "cpu")
+        measure(record, time.monotonic() + 600, (), SAME[:1], "cpu")
     assert "tokens alike" in record.wrong[0] and "wrong" in capsys.readouterr().out
     monkeypatch.setattr(gpu_generation, "random_model", lambda *_: 1 / 0)
-    measure(record, time.monotonic() + 600, CASES, SAME, "cpu")
+    measure(record, time.monotonic() + 600, CASES, (), "cpu")
+    assert ["ZeroDivisionError" in text for text in record.wrong[1:]] == [True, True, False]  # and transformers has nothing to stand beside
     measure(record, time.monotonic() - 1, CASES, SAME, "cpu")
-    assert ["ZeroDivisionError" in text for text in record.wrong] == [False, True, True, True, False, False, False]
-    assert all("no time left" in text for text in record.wrong[4:])
+    assert len(record.wrong) == 4 + 7 and all("no time left" in text for text in record.wrong[4:])
 
 
 def test_it_is_a_part_of_the_check(monkeypatch, tmp_path, capsys):

@@ -11,7 +11,8 @@ their final losses must agree:
     padded-liger, packed-liger                            the same two with Liger's kernels and loss, on a GPU where they are installed
     limit      the bare products of what harkd runs over: two for each linear map (outputs, gradients of inputs), and the head's
 
-On a CPU seconds are those of the processor, all threads together, over the number of threads: what other processes take does not count.
+Seconds are those of the epoch by the median step, for each of its examples; on a GPU without the first two steps, which compile. On a CPU
+they are those of the processor, all threads together, over the number of threads: what other processes take does not count.
 The last line is JSON with `ratios`: examples/s of harkd over the best of PEFT's, net peak memory (without what was held before the first
 step) for each token in flight of harkd over the least of PEFT's, the gain by the shared prefix, the limit's time over harkd's, and harkd's
 final loss over that of PEFT's that is farthest from it. Exit code 1 where they differ by more than 2%.
@@ -30,6 +31,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import torch
 
@@ -149,13 +151,15 @@ def limit(folder: Path, examples: Sequence[TrainingExample], steps: Sequence[lis
     """Step number -> 0: the products alone."""
     model = load_model(folder, device)
     maps = [module.weight for name, module in model.named_modules() if name.rpartition(".")[2] in PROJECTIONS]
+    most, widest = max(len(collate([examples[i] for i in step], "cpu").ids) for step in steps), max(map(len, (w.T for w in maps)))
+    noise = torch.randn(most, widest, dtype=maps[0].dtype, device=device)  # a GPU multiplies ones faster than data
 
     @torch.no_grad()
     def step(number: int) -> float:
         batch = collate([examples[i] for i in steps[number]], device)
         for rows, weights in ((len(batch.ids), maps), (len(batch.rows), [model.head_weight])):
             for weight in weights:
-                x = torch.ones(rows, weight.shape[1], dtype=weight.dtype, device=device)
+                x = noise[:rows, : weight.shape[1]].contiguous()
                 for part in x.split(512) if weight is model.head_weight else (x,):
                     torch.nn.functional.linear(part, weight) @ weight
         return 0.0
@@ -174,9 +178,15 @@ def one(name: str, folder: Path, args: argparse.Namespace) -> dict[str, float]:
     reset_peak_memory()
     kind = "cuda" if "cuda" in peak_memory() else "cpu"
     clock = time.perf_counter if kind == "cuda" else lambda: time.process_time() / torch.get_num_threads()
-    before, began = peak_memory(), clock()
-    losses = [take(number) for number in range(len(steps))]  # each ends with its loss on the host
-    seconds = clock() - began
+    before, losses, took = peak_memory(), [], []
+    for number, step in enumerate(steps):
+        began = clock()
+        losses.append(take(number))  # it ends with the loss on the host
+        if name == "limit" and kind == "cuda":
+            torch.cuda.synchronize()
+        took.append((clock() - began) / len(step))
+    cold = 2 if kind == "cuda" and len(steps) > 2 else 0  # steps in which kernels are compiled
+    seconds = len(examples) * median(took[cold:])
     supervised = sum(sum(example.mask) for example in examples)
     return {
         "examples_per_s": len(examples) / seconds, "supervised_per_s": supervised / seconds, "seconds": seconds,
@@ -204,13 +214,21 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        make_checkpoint(Path(folder), args.tokenizer, replace(SIZES[args.like], num_hidden_layers=args.layers, dtype=args.dtype))
+        config = replace(SIZES[args.like], num_hidden_layers=args.layers, dtype=args.dtype)
+        make_checkpoint(Path(folder), args.tokenizer, config, device=args.device)
         liger = args.device.startswith("cuda") and find_spec("liger_kernel")
         for name in (*CONTESTANTS, *(LIGER if liger else ())):
             again = [sys.executable, "-m", "tools.bench_train", *(sys.argv[1:] if argv is None else argv), "--one", name, folder]
-            found[name] = json.loads(subprocess.run(again, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+            done = subprocess.run(again, stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                print(f"{name:8}  failed, exit code {done.returncode}", flush=True)  # its own message stands on stderr
+                continue
+            found[name] = json.loads(done.stdout.splitlines()[-1])
             print(f"{name:8}" + "".join(f"  {key} {value:.6g}" for key, value in found[name].items()), flush=True)
     peft = [found[name] for name in (*PEFT, *LIGER) if name in found]
+    if not peft or not {"harkd", "alone", "limit"} <= set(found):
+        print("bench_train: no ratios without harkd, alone, limit and one of PEFT's", file=sys.stderr)
+        return 1
     speed, memory = (lambda name: found[name]["examples_per_s"]), (lambda row: row["net_peak_bytes"] / row["tokens_in_flight"])
     ratios = {
         "examples_to_peft": speed("harkd") / max(row["examples_per_s"] for row in peft),

@@ -64,9 +64,10 @@ def peft_lora(weights: Sequence[Tensor], scale: float, x: Tensor, rank: int) -> 
     """Outputs and all gradients of PEFT's own layers in the inputs' dtype."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    plain = torch.nn.ModuleDict({f"p{i}": torch.nn.Linear(w.shape[1], len(w), bias=False) for i, w in enumerate(weights)})
-    names, config = list(plain), LoraConfig(r=rank, lora_alpha=scale * rank, target_modules=list(plain))
-    model = inject_adapter_in_model(config, plain).to(x.device, x.dtype)
+    with torch.device(x.device):
+        plain = torch.nn.ModuleDict({f"p{i}": torch.nn.Linear(w.shape[1], len(w), bias=False) for i, w in enumerate(weights)})
+        names, config = list(plain), LoraConfig(r=rank, lora_alpha=scale * rank, target_modules=list(plain))
+        model = inject_adapter_in_model(config, plain).to(x.device, x.dtype)
     x, trained = x.clone().requires_grad_(), [p for p in model.parameters() if p.requires_grad]
     upstream = [torch.randn_like(F.linear(x, w)) for w in weights]
     return lambda: torch.autograd.grad([model[name](x) for name in names], [x, *trained], upstream)

@@ -1,11 +1,12 @@
-"""Checks and measures one part of harkd on a CUDA machine, within nine minutes: correctness first, then device times beside baselines.
+"""Checks and measures harkd on a CUDA machine, within nine minutes: correctness first, then device times beside baselines.
 
-    python -m tools.gpu_check --only kernels [--out DIR]
-    python -m tools.gpu_check --only training           (tools/gpu_training.py; transformers and PEFT, and Liger where it is to be compared)
+    python -m tools.gpu_check [--out DIR]               all parts, each with its share of the time
+    python -m tools.gpu_check --only kernels
     python -m tools.gpu_check --only generation         (tools/gpu_generation.py; transformers)
+    python -m tools.gpu_check --only training           (tools/gpu_training.py; transformers and PEFT, and Liger where it is to be compared)
 
-Needs no data: tensors are random, lists of lengths are written in the code. Where harkd is not installed yet, installs it in place first,
-without its dependencies. Times are medians over replays of a CUDA graph, so that launches do not count (where something cannot be captured
+Needs no data: tensors are random, lists of lengths are written in the code. Where harkd is not installed, harkd/kernels becomes a link to
+kernels. Times are medians over replays of a CUDA graph, so that launches do not count (where something cannot be captured
 the table says "no graph"), with half the distance of the quartiles beside them. They stand beside the baselines' times and the physical
 limit: the bytes over the copy bandwidth or the operations over the bfloat16 matrix rate, both measured here. Results go to tools/results/,
 the last line is JSON with `ratios`: a baseline's time, or the limit, over ours. Exit code 0; 1 where something is wrong or failed (a missed
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -33,17 +35,21 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {part: f"tools.gpu_{part}" for part in ("kernels", "training", "generation")}  # modules with checks() and benches(), or measure()
+PARTS = {"kernels": 0.4, "generation": 0.35, "training": 0.25}  # shares of the time; modules with checks() and benches(), or measure()
 
 
 @dataclass(frozen=True)
 class Check:
-    """`function(backend, *inputs)` gives tensors; the first `trained` inputs get gradients. "triton" is set against "torch" in float64."""
+    """`function(backend, *inputs)` gives tensors; the first `trained` inputs get gradients. "triton" is set against "torch" in float64.
+
+    `once`: in the first dtype alone, for compiling takes longest of all.
+    """
 
     name: str
     function: Callable
     inputs: list[torch.Tensor]
     trained: int
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Record:
     checks: dict[str, float] = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)
     ratios: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # what ratios were taken from, where no row says it
     wrong: list[str] = field(default_factory=list)
 
     def save(self) -> None:
@@ -81,6 +88,7 @@ class Record:
     def failed(self, name: str) -> None:
         self.wrong.append(f"{name}: {traceback.format_exc(limit=-3)}")
         print(f"FAILED {self.wrong[-1]}", flush=True)
+        self.save()
 
 
 def forward(function: Callable, *inputs: torch.Tensor) -> Callable[[], Callable]:
@@ -192,9 +200,12 @@ def exactness(check: Check, dtype: torch.dtype) -> float:
     return worst
 
 
-def run_checks(record: Record, checks: Iterable[Check], dtypes: tuple[torch.dtype, ...]) -> None:
+def run_checks(record: Record, checks: Iterable[Check], dtypes: tuple[torch.dtype, ...], deadline: float) -> None:
     for check in checks:
-        for dtype in dtypes:
+        for dtype in dtypes[: 1 if check.once else None]:
+            if time.monotonic() > deadline:
+                record.wrong.append(f"{check.name}: no time left")
+                continue
             name = f"{check.name}, {str(dtype).removeprefix('torch.')}"
             try:
                 record.checks[name] = round(exactness(check, dtype), 3)
@@ -246,8 +257,9 @@ def _measured(function: Callable, timer: Callable, memory: Callable) -> tuple[fl
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--only", choices=PARTS, required=True)
-    parser.add_argument("--out", type=Path, default=ROOT / "tools" / "results")
+    parser.add_argument("--only", choices=PARTS, help="one part; all of them, one behind the other, without it")
+    results = Path(os.environ.get("OUT") or ROOT / "tools" / "results")
+    parser.add_argument("--out", type=Path, default=results, help="a folder; $OUT or tools/results where none is named")
     parser.add_argument("--seconds", type=float, default=480, help="no new measurement begins after that")
     args = parser.parse_args(argv)
     deadline = time.monotonic() + args.seconds
@@ -255,18 +267,23 @@ def main(argv: list[str] | None = None) -> int:
         print("This machine has no CUDA GPU that torch can use, so there is nothing to check here.", file=sys.stderr)
         return 2
     if find_spec("harkd.kernels") is None:
-        install = ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)]
-        subprocess.run([sys.executable, *install], check=True)
-        again = ["-m", "tools.gpu_check", *(sys.argv[1:] if argv is None else argv)]
-        return subprocess.run([sys.executable, *again], cwd=ROOT).returncode  # a new process sees what was installed
-    part, facts = importlib.import_module(PARTS[args.only]), machine()
+        (ROOT / "harkd" / "kernels").symlink_to("../kernels")  # as an installation would place it
+        importlib.invalidate_caches()
+    if args.only is None:  # each in a process of its own: an error of the device ends that one alone
+        codes = []
+        for part, share in PARTS.items():
+            again = ["-m", "tools.gpu_check", "--only", part, "--out", str(args.out.resolve()), "--seconds", str(share * args.seconds)]
+            codes.append(subprocess.run([sys.executable, *again], cwd=ROOT).returncode)
+        return max(codes)
+    torch.manual_seed(0)
+    part, facts = importlib.import_module(f"tools.gpu_{args.only}"), machine()
     slug = re.sub(r"[^a-z0-9]+", "-", f"{args.only} {facts['gpu']} torch {facts['torch']} triton {facts['triton']}".lower())
     record = Record(args.out.resolve() / f"{slug}.json", facts)
     print(json.dumps(facts), flush=True)
     if hasattr(part, "measure"):
         part.measure(record, deadline)
     else:
-        run_checks(record, part.checks(part.REAL), part.REAL.dtypes)
+        run_checks(record, part.checks(part.REAL), part.REAL.dtypes, deadline - args.seconds / 2)
         run_benches(record, part.benches(part.REAL), device_time, peak_bytes, deadline)
     record.save()
     print(json.dumps({**facts, "wrong": len(record.wrong), "ratios": record.ratios}))

@@ -1,17 +1,20 @@
 """What gpu_check measures of generation: whole models of random weights, at the shapes of Qwen3-0.6B and of 32B.
 
     decode_to_limit    what a step must read: the weights, the prefix's part of the cache once and each window's own, its text half written,
-                       at the bandwidth measured (or what it must multiply, if that takes longer) / harkd's seconds of a step
+                       at the bandwidth measured (or what it must multiply, if that takes longer) / harkd's seconds of a step, the median
+                       over the bursts in which all windows write
     to_transformers    transformers' seconds of `generate` over whole prompts, in the same dtype and batch, all at once / harkd's
     first_token        15 ms / the median time to the first token of one window behind a prefix in the cache
 
-First a small model writes the same texts in bursts, as graphs, and in single steps. Tokens are drawn from Qwen3's whole vocabulary.
+First small models write the same texts in bursts, as graphs, and in single steps, in float16, whose logprobs are fine enough to be set side
+by side. Tokens are drawn from Qwen3's whole vocabulary. Last comes where the time goes, of cases that miss their aim.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +27,8 @@ from harkd.qwen3.linear import join
 from harkd.qwen3.model import Qwen3
 from harkd.qwen3.tokenizer import load_tokenizer
 from harkd.qwen3.weights import as_dtype
-from harkd.sampling.generator import Generator
-from harkd.sampling.request import Request, Sampling
+from harkd.sampling.generator import BURST, Generator
+from harkd.sampling.request import Request, Sampling, recommended
 from tools.bench_prefill import seconds
 from tools.make_checkpoint import SIZES, random_model
 
@@ -47,26 +50,27 @@ class Case:
     own: int = 350
     new: int = 512
     least: dict[str, float] = field(default_factory=dict)
+    sampling: Sampling = Sampling(temperature=0)
 
 
 CASES = (
     Case("0.6B", SIZES["0.6B"], 256, least={"decode_to_limit": 0.6, "to_transformers": 4.0, "first_token": 1.0}),
     Case("32B", SIZES["32B"], 64, least={"decode_to_limit": 0.75}),
 )
-SAME = Case("bursts", replace(SIZES["0.6B"], num_hidden_layers=3), 64, new=25)
+SMALL = replace(SIZES["0.6B"], num_hidden_layers=3, dtype="float16")
+SAME = (Case("bursts", SMALL, 64, new=25), Case("sampled bursts", SMALL, 4, new=25, sampling=recommended(True)))
 
 
-def asked(case: Case, generator: Generator, new: int) -> list[Request]:
+def asked(case: Case, encode: Callable[[str], list[int]], new: int) -> list[Request]:
     """Windows that share a prefix, each of about as many tokens as the case wants."""
-    encode = generator.tokenizer.encode
     words = "kitchen fridge opened " * (case.prefix + case.own)
     least = len(encode(words)) / len(words)
 
     def text(tokens: int) -> str:
         return words[: max(1, round(tokens / least))]
 
-    greedy = Sampling(temperature=0, max_new_tokens=new)
-    return [Request(str(n), f"{n} {text(case.own)}", f"<|im_start|>{text(case.prefix)}<|im_end|>", 0, greedy) for n in range(case.batch)]
+    how = replace(case.sampling, max_new_tokens=new)
+    return [Request(str(n), f"{n} {text(case.own)}", f"<|im_start|>{text(case.prefix)}<|im_end|>", 0, how) for n in range(case.batch)]
 
 
 def generator_of(model: Qwen3, case: Case, burst: int | None = None) -> Generator:
@@ -77,7 +81,10 @@ def generator_of(model: Qwen3, case: Case, burst: int | None = None) -> Generato
     return Generator(model, tokenizer, batch=case.batch, cache_tokens=room + room // 4 + 64 * case.batch, burst=burst)
 
 
-def compare_bursts(record: Record, case: Case, device: str) -> dict[str, float]:
+Ratios = Iterator[tuple[str, float]]  # as they are found
+
+
+def compare_bursts(record: Record, case: Case, device: str) -> Ratios:
     """Texts of bursts beside those of single steps: until the first token that differs, as rounding may bring about, logprobs agree.
 
     It is a check, and gives no ratios.
@@ -85,7 +92,7 @@ def compare_bursts(record: Record, case: Case, device: str) -> dict[str, float]:
     model, texts = join(random_model(case.config, device)), []
     for burst in (1, 8):
         generator = generator_of(model, case, burst)
-        texts.append({done.request.window: done for done in generator.generate(asked(case, generator, case.new))})
+        texts.append({done.request.window: done for done in generator.generate(asked(case, generator.tokenizer.encode, case.new))})
     alike, apart = 0, 0.0
     for window, single in texts[0].items():
         burst = texts[1][window]
@@ -100,14 +107,16 @@ def compare_bursts(record: Record, case: Case, device: str) -> dict[str, float]:
     print(f"{'right' if right else 'wrong'}  bursts and single steps: {told}", flush=True)
     if not right:
         record.wrong.append(f"{case.name}: {told}")
-    return {}
+    yield from ()
 
 
-def theirs(case: Case, prompts: list[list[int]], device: str) -> float:
-    """Seconds of transformers."""
+def theirs(record: Record, case: Case, device: str) -> Ratios:
+    """transformers beside the seconds that harkd took."""
     from transformers import Qwen3Config as TheirConfig
     from transformers import Qwen3ForCausalLM
 
+    encode = load_tokenizer(str(TOKENIZER)).encode
+    prompts = [encode(one.prefix + one.prompt) for one in asked(case, encode, case.new)]
     with torch.device(device):
         model = Qwen3ForCausalLM(TheirConfig(**case.config.to_dict())).to(as_dtype(case.config.dtype)).eval()
     width = max(map(len, prompts))
@@ -116,7 +125,9 @@ def theirs(case: Case, prompts: list[list[int]], device: str) -> float:
     how = {"min_new_tokens": case.new, "do_sample": False, "pad_token_id": 0, "attention_mask": mask}
     with torch.inference_mode():
         model.generate(ids[:2], **how | {"max_new_tokens": 2, "min_new_tokens": 2, "attention_mask": mask[:2]})
-        return seconds(lambda: model.generate(ids, max_new_tokens=case.new, **how))
+        took = seconds(lambda: model.generate(ids, max_new_tokens=case.new, **how))
+    print(f"{case.name}: transformers {took:.2f} s", flush=True)
+    yield "to_transformers", took / record.seconds[f"{case.name}, whole"]
 
 
 def limit(case: Case, model: Qwen3, machine: dict) -> float:
@@ -128,54 +139,73 @@ def limit(case: Case, model: Qwen3, machine: dict) -> float:
     return max((weights + cached) / machine["bytes_per_second"], products / machine["operations_per_second"])
 
 
-def measure_case(record: Record, case: Case, device: str) -> dict[str, float]:
-    """The ratios of one case, what they were taken from printed beside them."""
-    model = join(random_model(case.config, device))
-    generator = generator_of(model, case)
-    requests = asked(case, generator, case.new)
-    prompts = [generator.tokenizer.encode(one.prefix + one.prompt) for one in requests]
-    for _ in range(2):  # the second time with graphs, and the prefix, at hand
+def decoded(generator: Generator, requests: list[Request]) -> tuple[float, float, int]:
+    """Seconds of the whole, of a step while most of the requests write at once (the median), and how many these are."""
+    write, took = generator.burst.write, []
+
+    def timed(*given: object) -> list[list[tuple[int, float]]]:
+        began = time.perf_counter()
+        found = write(*given)  # it ends on the host
+        took.append((len(found), (time.perf_counter() - began) / max(map(len, found))))
+        return found
+
+    generator.burst.write = timed
+    try:
         whole = seconds(lambda: list(generator.generate(requests)))
-    begun = seconds(lambda: list(generator.generate(asked(case, generator, 1))))
-    step, least = (whole - begun) / (case.new - 1), limit(case, model, record.machine)
-    print(f"{case.name}: {case.batch} windows of {len(prompts[0])} tokens, {case.new} new: {whole:.2f} s, prompts {begun:.2f} s")
-    print(f"{case.name}: a step {1e3 * step:.2f} ms (limit {1e3 * least:.2f}), {case.batch / step:.0f} tokens/s", flush=True)
-    ratios = {"decode_to_limit": least / step}
+    finally:
+        del generator.burst.write
+    most = max(rows for rows, _ in took)
+    return whole, statistics.median(step for rows, step in took if rows == most), most
+
+
+def measure_case(record: Record, case: Case, device: str) -> Ratios:
+    """What harkd takes, printed beside the ratios."""
+    model = join(random_model(case.config, device))
+    generator = generator_of(model, case, BURST)
+    encode = generator.tokenizer.encode
+    requests = asked(case, encode, case.new)
+    list(generator.generate(requests))  # from now on graphs, and the prefix, are at hand
+    whole, step, rows = decoded(generator, requests)
+    least = limit(replace(case, batch=rows), model, record.machine)
+    record.seconds |= {f"{case.name}, whole": whole, f"{case.name}, step": step, f"{case.name}, limit of a step": least}
+    print(f"{case.name}: {case.batch} windows, {case.new} new: {whole:.2f} s, with prompts {case.batch * case.new / whole:.0f} tokens/s")
+    print(f"{case.name}: a step of {rows} {1e3 * step:.2f} ms (limit {1e3 * least:.2f}), {rows / step:.0f} tokens/s", flush=True)
+    yield "decode_to_limit", least / step
     if "first_token" in case.least:
-        single = asked(case, generator, 1)[:25]
+        single = asked(case, encode, 1)[:25]
         took = statistics.median([seconds(lambda one=one: list(generator.generate([one]))) for one in single])
         print(f"{case.name}: first token of a window {1e3 * took:.2f} ms", flush=True)
-        ratios["first_token"] = SOON / took
-    profile(generator, asked(case, generator, 17))
-    if "to_transformers" in case.least:
-        del generator, model
-        other = theirs(case, prompts, device)
-        print(f"{case.name}: transformers {other:.2f} s", flush=True)
-        ratios["to_transformers"] = other / whole
-    return ratios
+        yield "first_token", SOON / took
 
 
-def profile(generator: Generator, requests: list[Request]) -> None:
-    """Where the device's time goes, so that a target that is missed can be seen through."""
-    if torch.cuda.is_available():
+def profile(record: Record, case: Case, device: str) -> Ratios:
+    """Where the device's time goes, so that an aim that is missed can be seen through; no ratios."""
+    missed = record.ratios.get(f"{case.name}, decode_to_limit", 0) < case.least.get("decode_to_limit", 0)
+    if missed and torch.cuda.is_available():
+        generator = generator_of(join(random_model(case.config, device)), case, BURST)
+        requests = asked(case, generator.tokenizer.encode, 1 + BURST)
+        list(generator.generate(requests))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
             list(generator.generate(requests))
         print(found.key_averages().table(sort_by="self_device_time_total", row_limit=15, max_name_column_width=60), flush=True)
+    yield from ()
 
 
-def measure(record: Record, deadline: float, cases: tuple[Case, ...] = CASES, same: Case = SAME, device: str = "cuda") -> None:
-    """Bursts against single steps, then every case, as long as there is time."""
-    for case in (same, *cases):
+def measure(record: Record, deadline: float, cases: tuple[Case, ...] = CASES, same: tuple[Case, ...] = SAME, device: str = "cuda") -> None:
+    """Bursts against single steps, every case, then transformers and profiles, as long as there is time; each ratio is saved at once."""
+    beside = [case for case in cases if "to_transformers" in case.least]
+    works = ((compare_bursts, same), (measure_case, cases), (theirs, beside), (profile, cases))
+    for work, case in ((work, case) for work, of in works for case in of):
         if time.monotonic() > deadline:
-            record.wrong.append(f"{case.name}: no time left")
+            record.wrong.append(f"{case.name}, {work.__name__}: no time left")
             continue
+        torch.cuda.empty_cache()  # does nothing where there is no GPU
         try:
-            ratios = compare_bursts(record, case, device) if case is same else measure_case(record, case, device)
+            for name, ratio in work(record, case, device):
+                missed = ratio < case.least.get(name, ratio)
+                print(f"{ratio:7.3f}  {case.name}, {name}{'  MISSED' if missed else ''}", flush=True)
+                record.ratios[f"{case.name}, {name}"] = round(ratio, 4)
+                record.save()
         except Exception:  # counted, told and part of the exit code: the other findings of a rare machine must not be lost
-            record.failed(case.name)
-            continue
-        for name, ratio in ratios.items():
-            missed = ratio < case.least.get(name, ratio)
-            print(f"{ratio:7.3f}  {case.name}, {name}{'  MISSED' if missed else ''}", flush=True)
-        record.ratios |= {f"{case.name}, {name}": round(ratio, 4) for name, ratio in ratios.items()}
-        record.save()
+            record.failed(f"{case.name}, {work.__name__}")
+    record.save()

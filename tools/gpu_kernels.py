@@ -59,19 +59,21 @@ def rope_inputs(setting: Setting) -> list[Tensor]:
 def checks(setting: Setting) -> Iterator[Check]:
     """Every kernel against its reference, at real sizes."""
     for heads, kv_heads in (*setting.heads, setting.checked):
+        once = (heads, kv_heads) != setting.heads[0]
         for name, plan in packed_plans(setting).items():
             inputs = setting.queries(int(plan.cu_q[-1]), heads, kv_heads)
-            yield Check(f"packed attention, {name}, {heads}/{kv_heads}", partial(_packed, plan), inputs, 3)
+            yield Check(f"packed attention, {name}, {heads}/{kv_heads}", partial(_packed, plan), inputs, 3, once)
         plan, layer = cached_plan(setting, setting.batches[-2], setting.keys[1], kv_heads)
         inputs = [*setting.queries(len(plan.past), heads, kv_heads), *layer]
-        yield Check(f"cached attention, {heads}/{kv_heads}", partial(_cached, plan), inputs, 0)
+        yield Check(f"cached attention, {heads}/{kv_heads}", partial(_cached, plan), inputs, 0, once)
         plan, layer = cached_plan(setting, setting.batches[-2], setting.keys[0], kv_heads, setting.shared[0])
         inputs = [*setting.queries(len(plan.past), heads, kv_heads), *layer]
-        yield Check(f"cached attention, many behind a prefix, {heads}/{kv_heads}", partial(_cached, plan), inputs, 0)
+        yield Check(f"cached attention, many behind a prefix, {heads}/{kv_heads}", partial(_cached, plan), inputs, 0, once)
         for small in dict.fromkeys((setting, replace(setting, dim=setting.dim // 2))):
             plan, layer = mixed_plan(small, kv_heads)
             inputs = [*small.queries(sum(setting.new), heads, kv_heads), *layer]
-            yield Check(f"cached attention behind a prefix, {heads}/{kv_heads}, head_dim {small.dim}", partial(_cached, plan), inputs, 0)
+            name = f"cached attention behind a prefix, {heads}/{kv_heads}, head_dim {small.dim}"
+            yield Check(name, partial(_cached, plan), inputs, 0, once)
     small, (heads, kv_heads) = replace(setting, dim=setting.dim // 2), setting.heads[0]
     plan = packed_plans(small)["shared prefix"]
     inputs = small.queries(int(plan.cu_q[-1]), heads, kv_heads)

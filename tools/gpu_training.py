@@ -1,16 +1,20 @@
-"""What gpu_check measures of training: tools.bench_train on whole models of random weights, its ratios beside what is wanted of them.
+"""What gpu_check measures of training: tools.bench_train on models of random weights, its ratios beside what is wanted of them.
 
 Examples are windows of MARBLE where `../shared` holds them, else of a simulated home. `to_limit` counts products that are computed once:
-recomputation is not among them.
+recomputation is not among them. 8B's shapes are cut to twelve layers: weights and time of all 36 would not fit into the minutes there are.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,31 +22,50 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = {  # arguments, and the least that is wanted of a ratio
-    "0.6B": (["--layers", "28", "--windows", "64"], {"examples_to_peft": 2.2}),
-    "8B": (["--layers", "36", "--windows", "32"], {"examples_to_peft": 1.6, "to_limit": 0.45}),
+    "0.6B": (["--layers", "28", "--windows", "128"], {"examples_to_peft": 2.2}),
+    "8B": (["--layers", "12", "--windows", "64"], {"examples_to_peft": 1.6, "to_limit": 0.45}),
 }
 MOST = {"memory_to_peft": 0.5}
 
 
+def follow(command: Sequence[str], seconds: float, tell: Callable[[str], None]) -> int:
+    """Run a command and tell each of its lines as it comes; with its children it is killed when the seconds are over. Its exit code."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    timer = Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+    timer.start()
+    try:
+        for line in process.stdout:
+            tell(line.rstrip("\n"))
+        return process.wait()
+    finally:
+        timer.cancel()
+
+
 def measure(record: Record, deadline: float) -> None:
-    """Run the benchmark for each size, as long as there is time."""
+    """Run the benchmark for each size, as long as there is time; what a contestant took is saved when it has ended."""
     there = (ROOT.parent / "shared/data/marble/dataset").is_dir() and (ROOT.parent / "shared/qwen3").is_dir()
     data = [] if there else ["--data", "simulated:D0", "--tokenizer", str(ROOT / "harkd/models/nano-student")]
     for size, (arguments, least) in WHOLE.items():
         command = [sys.executable, "-m", "tools.bench_train", "--device", "cuda", "--like", size, *arguments, *data]
+        lines: list[str] = []
+
+        def tell(line: str, size: str = size, lines: list[str] = lines) -> None:
+            lines.append(line)
+            print(f"{size}  {line}", flush=True)
+            if "  examples_per_s " in line:
+                name, *facts = line.split()
+                record.rows.append({"name": f"{size}, {name}", **dict(zip(facts[::2], map(float, facts[1::2])))})
+            record.save()
+
+        left = deadline - time.monotonic()
+        code = follow(command, left, tell) if left > 1 else -signal.SIGKILL
         try:
-            left = max(1.0, deadline - time.monotonic())
-            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=left)
-            ratios = json.loads(done.stdout.splitlines()[-1])["ratios"]
-        except subprocess.TimeoutExpired:
-            record.wrong.append(f"{size}: no time left")
-            continue
+            ratios = json.loads(lines[-1])["ratios"]
         except (IndexError, KeyError, ValueError):  # its own message stands on stderr
-            record.wrong.append(f"{size}: no ratios, exit code {done.returncode}")
+            record.wrong.append(f"{size}: {'no time left' if code == -signal.SIGKILL else f'no ratios, exit code {code}'}")
             continue
-        if done.returncode:
-            record.wrong.append(f"{size}: exit code {done.returncode}")
-        print(f"{size}\n{done.stdout}", end="", flush=True)
+        if code:
+            record.wrong.append(f"{size}: exit code {code}")
         for name, ratio in ratios.items():
             missed = ratio < least.get(name, ratio) or ratio > MOST.get(name, ratio)
             print(f"{ratio:7.3f}  {size}, {name}{'  MISSED' if missed else ''}", flush=True)

@@ -41,10 +41,10 @@ def random_model(config: Qwen3Config, device: str = "cpu", seed: int = 0) -> Qwe
     return model
 
 
-def make_checkpoint(out: Path, tokenizer: Path, config: Qwen3Config, seed: int = 0) -> None:
-    """Write such a model's weights and the tokenizer's files to `out`."""
+def make_checkpoint(out: Path, tokenizer: Path, config: Qwen3Config, seed: int = 0, device: str = "cpu") -> None:
+    """Write such a model's weights, drawn on the device, and the tokenizer's files to `out`."""
     read_tokenizer(tokenizer)
-    save_model(random_model(config, seed=seed), out, tokenizer)
+    save_model(random_model(config, device, seed), out, tokenizer)
 
 
 def main(argv: list[str] | None = None) -> int:
