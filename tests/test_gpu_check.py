@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harkd.kernels.attention import attention
-from tools import gpu_baselines, gpu_check, gpu_kernels, gpu_training
+from tools import gpu_baselines, gpu_check, gpu_kernels, gpu_parts, gpu_training
 from tools.gpu_check import Bench, Check, Record, exactness, main, run_benches, run_checks
 
 TINY = gpu_kernels.Setting(
@@ -136,8 +136,9 @@ def test_failures_and_lack_of_time_are_counted(record, capsys):
     run_checks(record, [check], (torch.float16, torch.float32), SOON())
     run_benches(record, [bench], once, lambda function: 0, time.monotonic() - 1)
     run_checks(record, [check], (torch.float16,), time.monotonic() - 1)
-    assert len(record.wrong) == 5 and all("no such kernel" in text for text in record.wrong[:3]) and all("no time" in text for text in record.wrong[3:])
-    assert json.loads(record.path.read_text())["wrong"] == record.wrong[:3]
+    assert len(record.wrong) == 3 and all("no such kernel" in text for text in record.wrong) and record.skipped == ["sum", "check"]
+    saved = json.loads(record.path.read_text())
+    assert saved["wrong"] == record.wrong and saved["skipped"] == record.skipped
     assert "MISSED" in capsys.readouterr().out
 
 
@@ -151,21 +152,45 @@ def test_the_whole_command_with_a_gpu_played(monkeypatch, tmp_path, capsys):
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["ratios"] == {"sum / base": 1.0} and last["gpu"] == "none" and last["wrong"] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["kernels-none-torch-2-triton-3.json"]
+    monkeypatch.setattr(gpu_kernels, "checks", lambda setting: iter([1 / 0]))
+    assert main(["--only", "kernels", "--out", str(tmp_path)]) == 1
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["ratios"] == {"sum / base": 1.0} and last["wrong"] == 1  # the benches ran all the same
 
 
-def test_all_parts_run_in_processes_of_their_own(monkeypatch, tmp_path):
-    asked = []
+def test_all_parts_run_in_processes_of_their_own(monkeypatch, tmp_path, capsys):
+    """Each with its share of what time is left; one that is killed tells no ratios, and is no success."""
+    asked, codes = [], {"kernels": 0, "generation": -9, "training": 0}
 
-    def run(command, **_):
+    def follow(command, seconds, tell):
         asked.append(command[command.index("--only") :])
-        return subprocess.CompletedProcess(command, int("generation" in command))
+        tell("killed" if "generation" in command else json.dumps({"ratios": {asked[-1][1]: 2.0}}))
+        return codes[asked[-1][1]]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_check.subprocess, "run", run)
+    monkeypatch.setattr(gpu_parts, "follow", follow)
     monkeypatch.setenv("OUT", str(tmp_path))
     assert main(["--seconds", "100"]) == 1
-    assert [command[1] for command in asked] == list(gpu_check.PARTS) and {command[3] for command in asked} == {str(tmp_path)}
-    assert sum(float(command[5]) for command in asked) == pytest.approx(100)
+    assert [command[1] for command in asked] == list(codes) and {command[3] for command in asked} == {str(tmp_path)}
+    assert [float(command[5]) for command in asked] == pytest.approx([40, 58, 100], abs=1)  # nothing took any time
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == {"exit_codes": codes, "ratios": {"kernels": 2.0, "training": 2.0}}
+    codes["generation"] = 0
+    assert main(["--seconds", "100"]) == 0
+
+
+def test_a_process_that_takes_too_long_is_killed_with_its_children():
+    script = "import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    lines, began = [], time.monotonic()
+    assert gpu_parts.follow([sys.executable, "-c", script], 2, lines.append) == -9 and lines == ["begun"]
+    assert time.monotonic() - began < 30  # the child held the pipe
+
+    def refuse(line):
+        raise ValueError(line)
+
+    with pytest.raises(ValueError, match="begun"):
+        gpu_parts.follow([sys.executable, "-c", script], 60, refuse)
+    assert time.monotonic() - began < 30
 
 
 PLAYED = """
@@ -200,6 +225,6 @@ def test_training_is_measured_at_both_sizes(monkeypatch, tmp_path, capsys):
     for command, size, layers in zip(asked, ("0.6B", "8B"), ("28", "12"), strict=True):
         assert command[1:3] == ["-m", "tools.bench_train"] and command[command.index("--like") + 1] == size and command[command.index("--layers") + 1] == layers
     seconds = 60
-    assert main(["--only", "training", "--out", str(tmp_path)]) == 1
+    assert main(["--only", "training", "--out", str(tmp_path)]) == 0
     saved = json.loads((tmp_path / "training-none-torch-2-triton-3.json").read_text())
-    assert saved["wrong"] == ["8B: no time left"] and len(saved["rows"]) == 2  # what was told before it was killed
+    assert saved["skipped"] == ["8B"] and len(saved["rows"]) == 2  # what was told before it was killed

@@ -21,8 +21,8 @@ SAME = (
     Case("sampled bursts", CONFIG, 2, prefix=20, own=10, new=20, sampling=recommended(True)),
 )
 CASES = (
-    Case("small", CONFIG, 3, prefix=20, own=10, new=12, least={"decode_to_limit": 1e6, "to_transformers": 0.0, "first_token": 0.0}),
-    Case("large", tiny_config(vocab_size=2100), 2, prefix=20, own=10, new=5),
+    Case("small", CONFIG, 3, prefix=20, own=10, new=18, least={"decode_to_limit": 1e6, "to_transformers": 0.0, "first_token": 0.0}),
+    Case("large", tiny_config(vocab_size=2100), 2, prefix=20, own=10, new=18),
 )
 
 
@@ -49,7 +49,7 @@ def test_the_limit_is_what_a_step_must_read(record):
     case, model = CASES[1], join(random_model(CASES[1].config))
     layer = 32 * 64 + 2 * 32 * 32 + 64 * 32 + 3 * 32 * 48 + 2 * 32 + 2 * 16
     weights = 4 * (2 * layer + 32 + 2100 * 32)  # the head, and not the embedding
-    cached = 4 * 2 * 2 * 2 * 16 * (20 + 2 * (10 + 2.5))
+    cached = 4 * 2 * 2 * 2 * 16 * (20 + 2 * (10 + 9))
     assert gpu_generation.limit(case, model, record.machine) == pytest.approx((weights + cached) / 1e12)
     slow = {"bytes_per_second": 1e30, "operations_per_second": 1e9}
     assert gpu_generation.limit(case, model, slow) == pytest.approx(2 * 2 * weights / 4 / 1e9)
@@ -70,7 +70,7 @@ def test_wrong_bursts_failures_and_lack_of_time_are_told(record, monkeypatch, ca
     measure(record, time.monotonic() + 600, CASES, (), "cpu")
     assert ["ZeroDivisionError" in text for text in record.wrong[1:]] == [True, True, False]  # and transformers has nothing to stand beside
     measure(record, time.monotonic() - 1, CASES, SAME, "cpu")
-    assert len(record.wrong) == 4 + 7 and all("no time left" in text for text in record.wrong[4:])
+    assert len(record.wrong) == 4 and len(record.skipped) == 2 + 2 + 1
 
 
 def test_it_is_a_part_of_the_check(monkeypatch, tmp_path, capsys):

@@ -49,7 +49,7 @@ from tools.make_checkpoint import SIZES, make_checkpoint
 
 LORA, LR, CLIP = LoraConfig(16, 32), 2e-4, 1.0
 PEFT, LIGER = ("padded", "packed"), ("padded-liger", "packed-liger")
-CONTESTANTS = ("harkd", "alone", *PEFT, "limit")
+CONTESTANTS = ("harkd", "limit", "alone", *PEFT)
 
 
 def bench_examples(data: str, model: Path, windows: int, prefix_tokens: int = 900) -> list[TrainingExample]:
@@ -151,15 +151,15 @@ def limit(folder: Path, examples: Sequence[TrainingExample], steps: Sequence[lis
     """Step number -> 0: the products alone."""
     model = load_model(folder, device)
     maps = [module.weight for name, module in model.named_modules() if name.rpartition(".")[2] in PROJECTIONS]
-    most, widest = max(len(collate([examples[i] for i in step], "cpu").ids) for step in steps), max(map(len, (w.T for w in maps)))
-    noise = torch.randn(most, widest, dtype=maps[0].dtype, device=device)  # a GPU multiplies ones faster than data
+    most, widths = max(len(collate([examples[i] for i in step], "cpu").ids) for step in steps), {weight.shape[1] for weight in maps}
+    noise = {n: torch.randn(most, n, dtype=maps[0].dtype, device=device) for n in widths}  # a GPU multiplies ones faster than data
 
     @torch.no_grad()
     def step(number: int) -> float:
         batch = collate([examples[i] for i in steps[number]], device)
         for rows, weights in ((len(batch.ids), maps), (len(batch.rows), [model.head_weight])):
             for weight in weights:
-                x = noise[:rows, : weight.shape[1]].contiguous()
+                x = noise[weight.shape[1]][:rows]
                 for part in x.split(512) if weight is model.head_weight else (x,):
                     torch.nn.functional.linear(part, weight) @ weight
         return 0.0

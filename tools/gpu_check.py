@@ -1,16 +1,14 @@
 """Checks and measures harkd on a CUDA machine, within nine minutes: correctness first, then device times beside baselines.
 
     python -m tools.gpu_check [--out DIR]               all parts, each with its share of the time
-    python -m tools.gpu_check --only kernels
-    python -m tools.gpu_check --only generation         (tools/gpu_generation.py; transformers)
-    python -m tools.gpu_check --only training           (tools/gpu_training.py; transformers and PEFT, and Liger where it is to be compared)
+    python -m tools.gpu_check --only PART               kernels; generation (with transformers); training (and PEFT, and Liger if installed)
 
 Needs no data: tensors are random, lists of lengths are written in the code. Where harkd is not installed, harkd/kernels becomes a link to
 kernels. Times are medians over replays of a CUDA graph, so that launches do not count (where something cannot be captured
 the table says "no graph"), with half the distance of the quartiles beside them. They stand beside the baselines' times and the physical
 limit: the bytes over the copy bandwidth or the operations over the bfloat16 matrix rate, both measured here. Results go to tools/results/,
 the last line is JSON with `ratios`: a baseline's time, or the limit, over ours. Exit code 0; 1 where something is wrong or failed (a missed
-target is neither); 2 without a GPU.
+target is neither, nor is what there was no time for, which `skipped` lists); 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -34,8 +32,10 @@ from pathlib import Path
 
 import torch
 
+from harkd.files import write_json
+from tools.gpu_parts import PARTS, every_part
+
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {"kernels": 0.4, "generation": 0.35, "training": 0.25}  # shares of the time; modules with checks() and benches(), or measure()
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,16 @@ class Record:
     ratios: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # what ratios were taken from, where no row says it
     wrong: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
     def save(self) -> None:
-        content = {key: value for key, value in vars(self).items() if key != "path"}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(self.path, {key: value for key, value in vars(self).items() if key != "path"})
+
+    def skip(self, name: str) -> None:
+        self.skipped.append(name)
+        print(f"skipped for lack of time: {name}", flush=True)
+        self.save()
 
     def failed(self, name: str) -> None:
         self.wrong.append(f"{name}: {traceback.format_exc(limit=-3)}")
@@ -204,7 +209,7 @@ def run_checks(record: Record, checks: Iterable[Check], dtypes: tuple[torch.dtyp
     for check in checks:
         for dtype in dtypes[: 1 if check.once else None]:
             if time.monotonic() > deadline:
-                record.wrong.append(f"{check.name}: no time left")
+                record.skip(check.name)
                 continue
             name = f"{check.name}, {str(dtype).removeprefix('torch.')}"
             try:
@@ -222,8 +227,7 @@ def run_benches(record: Record, benches: Iterable[Bench], timer: Callable, memor
     print(f"{'ms':>9} {'+-':>7} {'ratio':>7} {'target':>7}  what", flush=True)
     for bench in benches:
         if time.monotonic() > deadline:
-            record.wrong.append(f"{bench.name}: no time left")
-            print(f"skipped for lack of time: {bench.name}", flush=True)
+            record.skip(bench.name)
             continue
         rates = record.machine["bytes_per_second"], record.machine["operations_per_second"]
         limit, ours = 1e3 * max(bench.bytes / rates[0], bench.operations / rates[1]), {}
@@ -260,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=PARTS, help="one part; all of them, one behind the other, without it")
     results = Path(os.environ.get("OUT") or ROOT / "tools" / "results")
     parser.add_argument("--out", type=Path, default=results, help="a folder; $OUT or tools/results where none is named")
-    parser.add_argument("--seconds", type=float, default=480, help="no new measurement begins after that")
+    parser.add_argument("--seconds", type=float, default=450, help="no new measurement begins after that")
     args = parser.parse_args(argv)
     deadline = time.monotonic() + args.seconds
     if not torch.cuda.is_available():
@@ -269,12 +273,8 @@ def main(argv: list[str] | None = None) -> int:
     if find_spec("harkd.kernels") is None:
         (ROOT / "harkd" / "kernels").symlink_to("../kernels")  # as an installation would place it
         importlib.invalidate_caches()
-    if args.only is None:  # each in a process of its own: an error of the device ends that one alone
-        codes = []
-        for part, share in PARTS.items():
-            again = ["-m", "tools.gpu_check", "--only", part, "--out", str(args.out.resolve()), "--seconds", str(share * args.seconds)]
-            codes.append(subprocess.run([sys.executable, *again], cwd=ROOT).returncode)
-        return max(codes)
+    if args.only is None:
+        return every_part(args.out.resolve(), deadline)
     torch.manual_seed(0)
     part, facts = importlib.import_module(f"tools.gpu_{args.only}"), machine()
     slug = re.sub(r"[^a-z0-9]+", "-", f"{args.only} {facts['gpu']} torch {facts['torch']} triton {facts['triton']}".lower())
@@ -283,10 +283,16 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(part, "measure"):
         part.measure(record, deadline)
     else:
-        run_checks(record, part.checks(part.REAL), part.REAL.dtypes, deadline - args.seconds / 2)
-        run_benches(record, part.benches(part.REAL), device_time, peak_bytes, deadline)
+        for run in (
+            lambda: run_checks(record, part.checks(part.REAL), part.REAL.dtypes, deadline - args.seconds / 2),
+            lambda: run_benches(record, part.benches(part.REAL), device_time, peak_bytes, deadline),
+        ):
+            try:
+                run()
+            except Exception:  # where the inputs themselves cannot be made; as above
+                record.failed("inputs")
     record.save()
-    print(json.dumps({**facts, "wrong": len(record.wrong), "ratios": record.ratios}))
+    print(json.dumps({**facts, "wrong": len(record.wrong), "skipped": len(record.skipped), "ratios": record.ratios}))
     return 1 if record.wrong else 0
 
 

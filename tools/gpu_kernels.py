@@ -111,12 +111,14 @@ def benches(setting: Setting) -> Iterator[Bench]:
     """All measurements, what matters most first; last what may not be captured in a graph (Liger's loss waits for the device)."""
     for part in (packed_benches, cached_benches, prefix_benches, lora_benches, element_benches, loss_benches):
         yield from part(setting)
+    yield from packed_benches(setting, flex_attention=True)
 
 
-def packed_benches(setting: Setting) -> Iterator[Bench]:
+def packed_benches(setting: Setting, flex_attention: bool = False) -> Iterator[Bench]:
+    """Beside Flash or, of the first heads alone, FlexAttention, whose compilation takes longest of all."""
     prefix, examples, tail = setting.shared
     plans, named = packed_plans(setting), "FLASH_ATTENTION, separate sequences"
-    for heads, kv_heads in setting.heads:
+    for heads, kv_heads in setting.heads[: 1 if flex_attention else None]:
         for name, rows, columns in (("pack", *setting.pack), ("shared prefix", examples, prefix + tail)):
             plan = plans[name]
             qkv = setting.queries(int(plan.cu_q[-1]), heads, kv_heads)
@@ -125,13 +127,11 @@ def packed_benches(setting: Setting) -> Iterator[Bench]:
             lengths = plan.cu_q.diff().tolist()
             pairs = sum(n * (n + 1) // 2 + n * prefix * (g >= 0) for n, g in zip(lengths, plan.prefix_of.tolist(), strict=True))
             for direction, run, work, least in (("forward", forward, 4, 1.0), ("forward+backward", both, 14, 0.85)):
-                baselines = {named: run(flash, *separate)}
-                if heads == setting.heads[0][0]:  # its compilation takes longest of all
-                    baselines["FlexAttention, same mask"] = partial(_flex, run, plan, packed)
+                flexible = {"FlexAttention, same mask": partial(_flex, run, plan, packed)}
                 yield Bench(
                     f"packed attention, {name}, {heads}/{kv_heads}, {direction}",
                     {"": run(partial(_packed, plan, "triton"), *qkv)},
-                    baselines,
+                    flexible if flex_attention else {named: run(flash, *separate)},
                     operations=work * heads * setting.dim * pairs,
                     targets={named: least if name == "pack" else 1.3, "FlexAttention, same mask": 1.0},
                 )

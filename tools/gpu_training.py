@@ -7,18 +7,13 @@ recomputation is not among them. 8B's shapes are cut to twelve layers: weights a
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Timer
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tools.gpu_check import Record
+from tools.gpu_check import Record
+from tools.gpu_parts import follow
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = {  # arguments, and the least that is wanted of a ratio
@@ -28,24 +23,11 @@ WHOLE = {  # arguments, and the least that is wanted of a ratio
 MOST = {"memory_to_peft": 0.5}
 
 
-def follow(command: Sequence[str], seconds: float, tell: Callable[[str], None]) -> int:
-    """Run a command and tell each of its lines as it comes; with its children it is killed when the seconds are over. Its exit code."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    timer = Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
-    timer.start()
-    try:
-        for line in process.stdout:
-            tell(line.rstrip("\n"))
-        return process.wait()
-    finally:
-        timer.cancel()
-
-
 def measure(record: Record, deadline: float) -> None:
     """Run the benchmark for each size, as long as there is time; what a contestant took is saved when it has ended."""
     there = (ROOT.parent / "shared/data/marble/dataset").is_dir() and (ROOT.parent / "shared/qwen3").is_dir()
     data = [] if there else ["--data", "simulated:D0", "--tokenizer", str(ROOT / "harkd/models/nano-student")]
-    for size, (arguments, least) in WHOLE.items():
+    for n, (size, (arguments, least)) in enumerate(WHOLE.items()):
         command = [sys.executable, "-m", "tools.bench_train", "--device", "cuda", "--like", size, *arguments, *data]
         lines: list[str] = []
 
@@ -57,12 +39,15 @@ def measure(record: Record, deadline: float) -> None:
                 record.rows.append({"name": f"{size}, {name}", **dict(zip(facts[::2], map(float, facts[1::2])))})
             record.save()
 
-        left = deadline - time.monotonic()
+        left = (deadline - time.monotonic()) / (len(WHOLE) - n)
         code = follow(command, left, tell) if left > 1 else -signal.SIGKILL
         try:
             ratios = json.loads(lines[-1])["ratios"]
         except (IndexError, KeyError, ValueError):  # its own message stands on stderr
-            record.wrong.append(f"{size}: {'no time left' if code == -signal.SIGKILL else f'no ratios, exit code {code}'}")
+            if code == -signal.SIGKILL:
+                record.skip(size)
+            else:
+                record.wrong.append(f"{size}: no ratios, exit code {code}")
             continue
         if code:
             record.wrong.append(f"{size}: exit code {code}")
