@@ -69,7 +69,6 @@ class Sequences:
     ) -> Sequences:
         """The plan of a pack without a cache: `lengths[s]` tokens of each sequence, prefixes being sequences of the same pack."""
         prefix_of = [-1] * len(lengths) if prefix_of is None else list(prefix_of)
-
         ints = partial(torch.tensor, dtype=torch.int32, device=device)
         return cls(
             cu_q=ints([0, *accumulate(lengths)]),

@@ -3,6 +3,7 @@ definition."""
 
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
 import pytest
@@ -84,8 +85,7 @@ def cached_plan(case: Case, k, v, page: int, seed: int):
     tables[count:] = [tables[s if s >= 0 else count + g] for g, (_, s) in enumerate(case.prefixes)]  # those of a prefix in the pack
     places = [(tables[s], past + i) for s, (new, past, _) in enumerate(case.sequences) for i in range(new)]
     padded = torch.tensor([table + [-1] * (width - len(table)) for table in tables], dtype=torch.int32)
-
-    ints = lambda values: torch.tensor(values, dtype=torch.int32)  # noqa: E731
+    ints = partial(torch.tensor, dtype=torch.int32)
     sequences = Sequences(
         cu_q=ints(case.starts),
         past=ints([past for _, past, _ in case.sequences]),

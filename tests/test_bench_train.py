@@ -62,7 +62,7 @@ def test_a_contestant_that_fails_leaves_the_others(monkeypatch, capsys):
 
     monkeypatch.setattr(bench_train, "make_checkpoint", lambda *_, **__: None)
     monkeypatch.setattr(bench_train.subprocess, "run", run)
-    assert main(["--device", "cpu"]) == 0
+    assert main(["--device", "cpu"]) == 1
     out = capsys.readouterr().out
     assert "padded    failed, exit code 1" in out and json.loads(out.splitlines()[-1])["ratios"]["examples_to_peft"] == 3.0
     failing.append("packed")

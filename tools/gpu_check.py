@@ -7,8 +7,8 @@ Needs no data: tensors are random, lists of lengths are written in the code. Whe
 kernels. Times are medians over replays of a CUDA graph, so that launches do not count (where something cannot be captured
 the table says "no graph"), with half the distance of the quartiles beside them. They stand beside the baselines' times and the physical
 limit: the bytes over the copy bandwidth or the operations over the bfloat16 matrix rate, both measured here. Results go to tools/results/,
-the last line is JSON with `ratios`: a baseline's time, or the limit, over ours. Exit code 0; 1 where something is wrong or failed (a missed
-target is neither, nor is what there was no time for, which `skipped` lists); 2 without a GPU.
+the last line is JSON with `ratios`: a baseline's time, or the limit, over ours. Exit code 0; 1 where something is wrong, failed, or was
+skipped for lack of time (a missed target is none of these); 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -33,23 +33,17 @@ from pathlib import Path
 import torch
 
 from harkd.files import write_json
-from tools.gpu_parts import PARTS, every_part
-
-ROOT = Path(__file__).resolve().parents[1]
+from tools.gpu_parts import PARTS, ROOT, every_part
 
 
 @dataclass(frozen=True)
 class Check:
-    """`function(backend, *inputs)` gives tensors; the first `trained` inputs get gradients. "triton" is set against "torch" in float64.
-
-    `once`: in the first dtype alone, for compiling takes longest of all.
-    """
+    """`function(backend, *inputs)` gives tensors; the first `trained` inputs get gradients. "triton" is set against "torch" in float64."""
 
     name: str
     function: Callable
     inputs: list[torch.Tensor]
     trained: int
-    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,11 +201,11 @@ def exactness(check: Check, dtype: torch.dtype) -> float:
 
 def run_checks(record: Record, checks: Iterable[Check], dtypes: tuple[torch.dtype, ...], deadline: float) -> None:
     for check in checks:
-        for dtype in dtypes[: 1 if check.once else None]:
-            if time.monotonic() > deadline:
-                record.skip(check.name)
-                continue
+        for dtype in dtypes:
             name = f"{check.name}, {str(dtype).removeprefix('torch.')}"
+            if time.monotonic() > deadline:
+                record.skip(name)
+                continue
             try:
                 record.checks[name] = round(exactness(check, dtype), 3)
             except Exception:  # counted, told and part of the exit code: the other findings of a rare machine must not be lost
@@ -283,17 +277,16 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(part, "measure"):
         part.measure(record, deadline)
     else:
-        for run in (
-            lambda: run_checks(record, part.checks(part.REAL), part.REAL.dtypes, deadline - args.seconds / 2),
-            lambda: run_benches(record, part.benches(part.REAL), device_time, peak_bytes, deadline),
-        ):
+        half = deadline - args.seconds / 2
+        runs = [partial(run_checks, record, part.checks(part.REAL), (dtype,), half) for dtype in part.REAL.dtypes]  # each compiles anew
+        for run in (*runs, partial(run_benches, record, part.benches(part.REAL), device_time, peak_bytes, deadline)):
             try:
                 run()
             except Exception:  # where the inputs themselves cannot be made; as above
                 record.failed("inputs")
     record.save()
     print(json.dumps({**facts, "wrong": len(record.wrong), "skipped": len(record.skipped), "ratios": record.ratios}))
-    return 1 if record.wrong else 0
+    return 1 if record.wrong or record.skipped else 0
 
 
 if __name__ == "__main__":

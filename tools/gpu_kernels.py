@@ -59,21 +59,19 @@ def rope_inputs(setting: Setting) -> list[Tensor]:
 def checks(setting: Setting) -> Iterator[Check]:
     """Every kernel against its reference, at real sizes."""
     for heads, kv_heads in (*setting.heads, setting.checked):
-        once = (heads, kv_heads) != setting.heads[0]
         for name, plan in packed_plans(setting).items():
             inputs = setting.queries(int(plan.cu_q[-1]), heads, kv_heads)
-            yield Check(f"packed attention, {name}, {heads}/{kv_heads}", partial(_packed, plan), inputs, 3, once)
+            yield Check(f"packed attention, {name}, {heads}/{kv_heads}", partial(_packed, plan), inputs, 3)
         plan, layer = cached_plan(setting, setting.batches[-2], setting.keys[1], kv_heads)
         inputs = [*setting.queries(len(plan.past), heads, kv_heads), *layer]
-        yield Check(f"cached attention, {heads}/{kv_heads}", partial(_cached, plan), inputs, 0, once)
+        yield Check(f"cached attention, {heads}/{kv_heads}", partial(_cached, plan), inputs, 0)
         plan, layer = cached_plan(setting, setting.batches[-2], setting.keys[0], kv_heads, setting.shared[0])
         inputs = [*setting.queries(len(plan.past), heads, kv_heads), *layer]
-        yield Check(f"cached attention, many behind a prefix, {heads}/{kv_heads}", partial(_cached, plan), inputs, 0, once)
+        yield Check(f"cached attention, many behind a prefix, {heads}/{kv_heads}", partial(_cached, plan), inputs, 0)
         for small in dict.fromkeys((setting, replace(setting, dim=setting.dim // 2))):
             plan, layer = mixed_plan(small, kv_heads)
             inputs = [*small.queries(sum(setting.new), heads, kv_heads), *layer]
-            name = f"cached attention behind a prefix, {heads}/{kv_heads}, head_dim {small.dim}"
-            yield Check(name, partial(_cached, plan), inputs, 0, once)
+            yield Check(f"cached attention behind a prefix, {heads}/{kv_heads}, head_dim {small.dim}", partial(_cached, plan), inputs, 0)
     small, (heads, kv_heads) = replace(setting, dim=setting.dim // 2), setting.heads[0]
     plan = packed_plans(small)["shared prefix"]
     inputs = small.queries(int(plan.cu_q[-1]), heads, kv_heads)
@@ -122,16 +120,18 @@ def packed_benches(setting: Setting, flex_attention: bool = False) -> Iterator[B
         for name, rows, columns in (("pack", *setting.pack), ("shared prefix", examples, prefix + tail)):
             plan = plans[name]
             qkv = setting.queries(int(plan.cu_q[-1]), heads, kv_heads)
-            separate = [setting.draw(rows, n, columns, setting.dim) for n in (heads, kv_heads, kv_heads)]
-            packed = [x.transpose(0, 1)[None].contiguous() for x in qkv]
+            if flex_attention:
+                theirs = [x.transpose(0, 1)[None].contiguous() for x in qkv]
+            else:
+                theirs = [setting.draw(rows, n, columns, setting.dim) for n in (heads, kv_heads, kv_heads)]
             lengths = plan.cu_q.diff().tolist()
             pairs = sum(n * (n + 1) // 2 + n * prefix * (g >= 0) for n, g in zip(lengths, plan.prefix_of.tolist(), strict=True))
             for direction, run, work, least in (("forward", forward, 4, 1.0), ("forward+backward", both, 14, 0.85)):
-                flexible = {"FlexAttention, same mask": partial(_flex, run, plan, packed)}
+                flexible = {"FlexAttention, same mask": partial(_flex, run, plan, theirs)}
                 yield Bench(
                     f"packed attention, {name}, {heads}/{kv_heads}, {direction}",
                     {"": run(partial(_packed, plan, "triton"), *qkv)},
-                    flexible if flex_attention else {named: run(flash, *separate)},
+                    flexible if flex_attention else {named: run(flash, *theirs)},
                     operations=work * heads * setting.dim * pairs,
                     targets={named: least if name == "pack" else 1.3, "FlexAttention, same mask": 1.0},
                 )
